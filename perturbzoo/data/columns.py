@@ -1,0 +1,116 @@
+"""Finding out what the columns of ``adata.obs`` mean, for files of the usual makers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from perturbzoo.errors import PerturbZooError, near_matches, shortened
+from perturbzoo.perturbation import CONTROL_SPELLINGS
+
+# In order of preference. GEARS: condition; scPerturb, pertpy: perturbation; Virtual Cell Challenge and State: target_gene.
+CONDITION_COLUMNS = (
+    "condition",
+    "perturbation",
+    "perturbation_name",
+    "target_gene",
+    "gene_target",
+    "target",
+    "gene",
+    "guide_identity",
+    "treatment",
+    "drug",
+    "cytokine",
+)
+DOSE_COLUMNS = ("dose_value", "dose_val", "dose", "concentration")
+TYPE_COLUMNS = ("perturbation_type", "perturbation_method", "modality")
+COVARIATE_COLUMNS = ("cell_type", "cell_line", "celltype", "context", "batch", "gem_group", "stimulation", "replicate")
+
+KIND_OF_TYPE = {
+    "crispr-ko": "knockout",
+    "crispr": "knockout",
+    "crispr-cas9": "knockout",
+    "crispr knockout": "knockout",
+    "knockout": "knockout",
+    "ko": "knockout",
+    "crispri": "interference",
+    "interference": "interference",
+    "rnai": "interference",
+    "sirna": "interference",
+    "shrna": "interference",
+    "crispra": "activation",
+    "activation": "activation",
+    "overexpression": "overexpression",
+    "orf": "overexpression",
+    "drug": "compound",
+    "drugs": "compound",
+    "compound": "compound",
+    "chemical": "compound",
+    "cytokine": "cytokine",
+    "cytokines": "cytokine",
+}
+
+
+def require_column(obs: pd.DataFrame, name: str, role: str, where: str) -> pd.Series:
+    """Return ``obs[name]`` or say which columns there are instead.
+
+    Parameters
+    ----------
+    role
+        What the column was wanted for, and the argument that names it, for the message.
+    where
+        The file's name, for the message.
+    """
+    if name not in obs.columns:
+        raise PerturbZooError(
+            f"{where}: obs has no column '{name}' ({role}){near_matches(name, obs.columns)} "
+            f"It has: {shortened(obs.columns, 12)}"
+        )
+    return obs[name]
+
+
+def is_control_label(labels: Sequence[str], control_labels: Sequence[str]) -> list[bool]:
+    """Say for each label whether it spells control."""
+    spellings = {spelling.lower() for spelling in (*CONTROL_SPELLINGS, *control_labels)}
+    return [
+        all(part.strip().lower() in spellings for part in str(label).replace(";", "+").split("+")) for label in labels
+    ]
+
+
+def find_condition_column(obs: pd.DataFrame, control_labels: Sequence[str], where: str) -> str:
+    """Return the first usual column that holds a spelling of control.
+
+    Raises
+    ------
+    PerturbZooError
+        No usual column exists, or none of them names control cells.
+    """
+    present = [name for name in CONDITION_COLUMNS if name in obs.columns]
+    for name in present:
+        if any(is_control_label(obs[name].astype(str).unique().tolist(), control_labels)):
+            return name
+    if present:
+        raise PerturbZooError(
+            f"{where}: no control cells: none of the obs columns {shortened(present)} holds 'control', 'ctrl', 'NT' or "
+            "'non-targeting'; name the column with condition_key and its control label with control_labels"
+        )
+    raise PerturbZooError(
+        f"{where}: no obs column that looks like a perturbation; it has {shortened(obs.columns, 12)}; name one with "
+        "condition_key"
+    )
+
+
+def find_kind(obs: pd.DataFrame) -> str | None:
+    """Read the kind of perturbation from a column such as ``perturbation_type``; None where nothing says it."""
+    for name in TYPE_COLUMNS:
+        if name in obs.columns:
+            for value in obs[name].astype(str).str.lower().unique():
+                if value.split("(")[0].strip() in KIND_OF_TYPE:
+                    return KIND_OF_TYPE[value.split("(")[0].strip()]
+    return None
+
+
+def covariate_candidates(obs: pd.DataFrame) -> list[str]:
+    """Usual covariate columns with two to fifty levels: what a user may want to match controls on."""
+    return [name for name in COVARIATE_COLUMNS if name in obs.columns and 2 <= obs[name].nunique() <= 50]

@@ -1,0 +1,81 @@
+"""Batches of tensors from batches of indices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perturbzoo.data.batch import ConditionTable, PerturbationBatch
+from perturbzoo.data.sampling import Sampler
+from perturbzoo.data.source import BufferPool, CellSource, gather_pairs
+
+
+class BatchLoader:
+    """Reads the batches that a sampler names; what Lightning is given as a dataloader.
+
+    No worker processes: a batch is one gather from memory, cheaper than sending it between processes.
+
+    Parameters
+    ----------
+    source
+        The cells.
+    sampler
+        Says which cells form each batch. Lightning calls its ``set_epoch``.
+    table
+        All pairs of the data, encoded; a batch holds the rows it needs.
+    control_mean
+        Shape ``(contexts, G)``: mean control profile of each context.
+    size_factor
+        Shape ``(cells,)``, counts.
+    covariates
+        Shape ``(cells, V)``: level of each covariate.
+    depth
+        Counts per cell after normalisation.
+    """
+
+    def __init__(
+        self,
+        source: CellSource,
+        sampler: Sampler,
+        table: ConditionTable,
+        control_mean: Tensor,
+        size_factor: np.ndarray,
+        covariates: np.ndarray,
+        depth: float,
+    ) -> None:
+        self.source = source
+        self.sampler = sampler
+        self.table = table
+        self.control_mean = control_mean
+        self.size_factor = torch.as_tensor(size_factor, dtype=torch.float32)
+        self.covariates = torch.as_tensor(covariates, dtype=torch.int64)
+        self.depth = depth
+        self._pool = BufferPool(source.n_genes)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[PerturbationBatch]:
+        for index in self.sampler:
+            expression, control = gather_pairs(self.source, self._pool, index.cells, index.controls)
+            pairs, row = np.unique(index.pairs, return_inverse=True)
+            table = self.table.select(torch.from_numpy(pairs))
+            cell, control_cell = torch.from_numpy(index.cells), torch.from_numpy(index.controls)
+            yield PerturbationBatch(
+                expression=expression,
+                control=control,
+                row=torch.from_numpy(row),
+                table=table,
+                context_control=self.control_mean[table.context],
+                size_factor=self.size_factor[cell],
+                control_size_factor=self.size_factor[control_cell],
+                covariates=self.covariates[cell],
+                cell=cell,
+                control_cell=control_cell,
+                depth=self.depth,
+            )
+            # this frame must not keep the buffers in use while the next batch is gathered
+            del expression, control
