@@ -1,0 +1,4 @@
+"""Evaluation: streamed pseudobulks, native metrics, the table of scores. Arrays and tables in, tables out.
+
+Knows no model and no data module.
+"""
