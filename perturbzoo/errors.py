@@ -37,3 +37,7 @@ def shortened(names: Iterable[str], count: int = 5) -> str:
     listed = [str(name) for name in names]
     text = ", ".join(listed[:count])
     return text if len(listed) <= count else f"{text} and {len(listed) - count} more"
+
+
+class PerturbZooWarning(UserWarning):
+    """Something the user may want to know, in one line; the work goes on."""

@@ -195,3 +195,13 @@ class PerturbationBatch:
             return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor | ConditionTable) else value
 
         return replace(self, **{item.name: move(getattr(self, item.name)) for item in fields(self)})
+
+    def clone(self) -> PerturbationBatch:
+        """Copy every tensor: tensors made in inference mode cannot take part in differentiation, their copies can."""
+
+        def copy(value: object) -> object:
+            if isinstance(value, ConditionTable):
+                return ConditionTable(**{item.name: getattr(value, item.name).clone() for item in fields(value)})
+            return value.clone() if isinstance(value, Tensor) else value
+
+        return replace(self, **{item.name: copy(getattr(self, item.name)) for item in fields(self)})

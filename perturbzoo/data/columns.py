@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from perturbzoo.errors import PerturbZooError, near_matches, shortened
-from perturbzoo.perturbation import CONTROL_SPELLINGS
+from perturbzoo.perturbation import parse_condition
 
 # In order of preference. GEARS: condition; scPerturb, pertpy: perturbation; Virtual Cell Challenge and State: target_gene.
 CONDITION_COLUMNS = (
@@ -72,10 +72,14 @@ def require_column(obs: pd.DataFrame, name: str, role: str, where: str) -> pd.Se
 
 def is_control_label(labels: Sequence[str], control_labels: Sequence[str]) -> list[bool]:
     """Say for each label whether it spells control."""
-    spellings = {spelling.lower() for spelling in (*CONTROL_SPELLINGS, *control_labels)}
-    return [
-        all(part.strip().lower() in spellings for part in str(label).replace(";", "+").split("+")) for label in labels
-    ]
+
+    def spells_control(label: str) -> bool:
+        try:
+            return parse_condition(label, control_labels=control_labels).is_control
+        except PerturbZooError:
+            return False
+
+    return [spells_control(str(label)) for label in labels]
 
 
 def find_condition_column(obs: pd.DataFrame, control_labels: Sequence[str], where: str) -> str:

@@ -27,7 +27,10 @@ class BatchLoader:
     table
         All pairs of the data, encoded; a batch holds the rows it needs.
     control_mean
-        Shape ``(contexts, G)``: mean control profile of each context.
+        Shape ``(contexts, G)``: mean control profile of each context of these data.
+    context_of_pair
+        Shape ``(pairs,)``: row of `control_mean` for each pair. (``table.context`` points into the model's list of
+        contexts instead, where a new one is -1.)
     size_factor
         Shape ``(cells,)``, counts.
     covariates
@@ -36,12 +39,16 @@ class BatchLoader:
         Counts per cell after normalisation.
     """
 
+    # Lightning looks at it wherever it finds a sampler
+    batch_sampler = None
+
     def __init__(
         self,
         source: CellSource,
         sampler: Sampler,
         table: ConditionTable,
         control_mean: Tensor,
+        context_of_pair: np.ndarray,
         size_factor: np.ndarray,
         covariates: np.ndarray,
         depth: float,
@@ -50,6 +57,7 @@ class BatchLoader:
         self.sampler = sampler
         self.table = table
         self.control_mean = control_mean
+        self.context_of_pair = context_of_pair
         self.size_factor = torch.as_tensor(size_factor, dtype=torch.float32)
         self.covariates = torch.as_tensor(covariates, dtype=torch.int64)
         self.depth = depth
@@ -69,7 +77,7 @@ class BatchLoader:
                 control=control,
                 row=torch.from_numpy(row),
                 table=table,
-                context_control=self.control_mean[table.context],
+                context_control=self.control_mean[self.context_of_pair[pairs]],
                 size_factor=self.size_factor[cell],
                 control_size_factor=self.size_factor[control_cell],
                 covariates=self.covariates[cell],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -46,9 +46,7 @@ def expand_path(path: str | os.PathLike[str]) -> Path:
     text = os.path.expanduser(os.path.expandvars(os.fspath(path)))
     missing = re.findall(r"\$\{?(\w+)\}?", text)
     if missing:
-        raise PerturbZooError(
-            f"{path}: the environment variable {missing[0]} is not set; export it or write the path out"
-        )
+        raise PerturbZooError(f"{path}: the environment variable {missing[0]} is not set; export it or write the path out")
     return Path(text)
 
 
@@ -102,9 +100,7 @@ def read_screen(paths: Sequence[str], join: Literal["intersection", "union"]) ->
         merge="first",
     )
     if joined.n_vars == 0:
-        raise PerturbZooError(
-            "the files share no gene: are the identifiers of the same kind? (gene_key names a var column)"
-        )
+        raise PerturbZooError("the files share no gene: are the identifiers of the same kind? (gene_key names a var column)")
     sizes = ", ".join(str(screen.n_vars) for screen in screens)
     return joined, f"{len(screens)} files with {sizes} genes: the {join} of {joined.n_vars} genes is used"
 
@@ -117,9 +113,7 @@ def check_names(adata: AnnData, where: str) -> None:
     ):
         twice = names[names.duplicated()].unique()
         if len(twice):
-            raise PerturbZooError(
-                f"{where}: {len(twice)} names of {axis} occur more than once ({shortened(twice)}); {remedy}"
-            )
+            raise PerturbZooError(f"{where}: {len(twice)} names of {axis} occur more than once ({shortened(twice)}); {remedy}")
 
 
 def _require_x(adata: AnnData, layer: str | None, where: str) -> object:
@@ -129,9 +123,7 @@ def _require_x(adata: AnnData, layer: str | None, where: str) -> object:
         return adata.layers[layer]
     if adata.X is None:
         layers = shortened(adata.layers)
-        raise PerturbZooError(
-            f"{where}: X is missing; " + (f"name a layer: {layers}" if layers else "there are no values")
-        )
+        raise PerturbZooError(f"{where}: X is missing; " + (f"name a layer: {layers}" if layers else "there are no values"))
     return adata.X
 
 
@@ -224,15 +216,46 @@ def filter_cells(obs: pd.DataFrame, expression: str, where: str) -> np.ndarray:
             try:
                 threshold = float(value)
             except ValueError:
-                raise PerturbZooError(
-                    f"cell_filter '{clause}': column '{name}' is numeric, '{value}' is no number"
-                ) from None
+                raise PerturbZooError(f"cell_filter '{clause}': column '{name}' is numeric, '{value}' is no number") from None
             keep &= np.asarray(_COMPARISONS[comparison](column.to_numpy(), threshold), dtype=bool)
         elif comparison in ("==", "!="):
             keep &= np.asarray(_COMPARISONS[comparison](column.astype(str).to_numpy(), value.strip("'\"")), dtype=bool)
         else:
             raise PerturbZooError(f"cell_filter '{clause}': column '{name}' is text; use == or !=")
     return keep
+
+
+def row_sums(csr: sparse.csr_matrix) -> np.ndarray:
+    """Sum of each row, float64, without the copy of all values in float64 that ``csr.sum`` makes."""
+    sums = np.zeros(csr.shape[0])
+    filled = np.flatnonzero(np.diff(csr.indptr))
+    if len(filled):
+        sums[filled] = np.add.reduceat(csr.data, csr.indptr[filled], dtype=np.float64)
+    return sums
+
+
+def _row_ranges(csr: sparse.csr_matrix) -> Iterator[tuple[int, int]]:
+    """Yield (first, last + 1) rows of blocks of a few million values."""
+    rows = max(1, _BLOCK * csr.shape[0] // max(1, csr.nnz))
+    for start in range(0, csr.shape[0], rows):
+        yield start, min(start + rows, csr.shape[0])
+
+
+def group_means(csr: sparse.csr_matrix, groups: Sequence[np.ndarray], squared: bool = False) -> np.ndarray:
+    """Mean row (or mean squared row) of each group of rows, ``(groups, columns)``, float64; one pass for all groups."""
+    sizes = np.array([len(group) for group in groups])
+    members = np.concatenate([*groups, np.zeros(0, dtype=np.int64)])
+    weights = np.repeat(1.0 / np.maximum(sizes, 1), sizes)
+    group = np.repeat(np.arange(len(groups)), sizes)
+    indicator = sparse.csc_matrix((weights, (group, members)), shape=(len(groups), csr.shape[0]))
+    means = np.zeros((len(groups), csr.shape[1]))
+    for start, stop in _row_ranges(csr):
+        block = csr[start:stop]
+        if squared:
+            # not in place: a slice of all rows is the matrix itself
+            block = sparse.csr_matrix((np.square(block.data), block.indices, block.indptr), shape=block.shape)
+        means += (indicator[:, start:stop] @ block).toarray()
+    return means
 
 
 def normalise(csr: sparse.csr_matrix, size_factor: np.ndarray, depth: float) -> None:
@@ -248,10 +271,7 @@ def normalise(csr: sparse.csr_matrix, size_factor: np.ndarray, depth: float) -> 
         Counts per cell after normalisation.
     """
     scale = (depth / size_factor).astype(np.float32)
-    rows = max(1, _BLOCK // max(1, csr.nnz // max(1, csr.shape[0])))
-    for start in range(0, csr.shape[0], rows):
-        stop = min(start + rows, csr.shape[0])
-        first, last = csr.indptr[start], csr.indptr[stop]
-        block = csr.data[first:last]
+    for start, stop in _row_ranges(csr):
+        block = csr.data[csr.indptr[start] : csr.indptr[stop]]
         block *= np.repeat(scale[start:stop], np.diff(csr.indptr[start : stop + 1]))
         np.log1p(block, out=block)

@@ -149,9 +149,7 @@ class ConditionSampler:
         cells = np.concatenate([walks[int(pair)][turn] for pair in pairs])
         pools = [self.index.controls_by_context[self.index.context_of_pair[pair]] for pair in pairs]
         with_replacement = self.mode == "condition"
-        controls = np.concatenate(
-            [generator.choice(pool, m, replace=with_replacement or len(pool) < m) for pool in pools]
-        )
+        controls = np.concatenate([generator.choice(pool, m, replace=with_replacement or len(pool) < m) for pool in pools])
         batch = BatchIndex(cells, controls, np.repeat(pairs, m))
         if self.mode == "grouped":
             return batch

@@ -74,9 +74,7 @@ class BufferPool:
         return np.empty((n_rows, self.n_columns), dtype=np.float32)
 
 
-def gather_pairs(
-    source: CellSource, pool: BufferPool, cells: np.ndarray, controls: np.ndarray
-) -> tuple[Tensor, Tensor]:
+def gather_pairs(source: CellSource, pool: BufferPool, cells: np.ndarray, controls: np.ndarray) -> tuple[Tensor, Tensor]:
     """Gather cells and their matched controls in one pass: two ``(B, G)`` tensors on one shared buffer."""
     buffer = pool.take(len(cells) + len(controls))
     source.gather(np.concatenate([cells, controls]), buffer)

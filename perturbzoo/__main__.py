@@ -1,0 +1,3 @@
+from perturbzoo.cli import main
+
+main()

@@ -1,0 +1,126 @@
+"""The command line: one table from command to function.
+
+Nothing heavy is imported here, so that ``perturbzoo --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from perturbzoo.errors import PerturbZooError, PerturbZooWarning
+
+
+def _train(command: str) -> Callable[[Sequence[str]], None]:
+    def run(arguments: Sequence[str]) -> None:
+        from perturbzoo.training import main as train
+
+        train([command, *arguments])
+
+    return run
+
+
+def _predict(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="perturbzoo predict", description="Predict conditions nobody measured, from a checkpoint and control cells."
+    )
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint that 'perturbzoo fit' left: checkpoints/best.ckpt")
+    parser.add_argument(
+        "--controls", required=True, help="h5ad file of control cells, or a screen, whose control cells are used"
+    )
+    parser.add_argument("--conditions", required=True, help="'KLF1+CEBPA,SET', or a CSV file: condition, dose, covariates")
+    parser.add_argument("--output", required=True, help="h5ad file to write")
+    parser.add_argument("--n_cells", type=int, help="cells per condition and context (default: every control cell)")
+    parser.add_argument("--pseudobulk", action="store_true", help="one mean profile per condition and context instead of cells")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw of cells (default: 0)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    options = parser.parse_args(arguments)
+
+    from perturbzoo.checkpoint import load
+    from perturbzoo.prediction import write_predictions
+
+    model = load(options.ckpt_path, options.device)
+    file = write_predictions(
+        model,
+        options.controls,
+        options.conditions,
+        options.output,
+        n_cells=options.n_cells,
+        pseudobulk=options.pseudobulk,
+        seed=options.seed,
+    )
+    print(f"predictions: {file}")
+
+
+def _data(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="perturbzoo data", description="Say what is in an h5ad file: cells, conditions, problems and their fixes."
+    )
+    parser.add_argument("file", help="h5ad file, or the name of a public data set to download")
+    options = parser.parse_args(arguments)
+
+    from perturbzoo.data.describe import describe
+
+    print(describe(options.file))
+
+
+def _simulate(arguments: Sequence[str]) -> None:
+    from perturbzoo.simulate.command import main as simulate
+
+    simulate(arguments)
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "fit": (_train("fit"), "train a model: --config DATA.yaml --config MODEL.yaml"),
+    "validate": (_train("validate"), "score a checkpoint on the validation conditions: --ckpt_path"),
+    "test": (_train("test"), "score a checkpoint beside all baselines on the test conditions: --ckpt_path"),
+    "predict": (_predict, "predict conditions nobody measured: --ckpt_path --controls --conditions --output"),
+    "data": (_data, "say what is in an h5ad file"),
+    "simulate": (_simulate, "simulate a Perturb-seq screen with known truth"),
+}
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    return (
+        "usage: perturbzoo COMMAND [options]\n\nA zoo of perturbation-response models for single-cell biology.\n\n"
+        f"commands:\n{listed}\n\n'perturbzoo COMMAND --help' lists a command's options; 'perturbzoo --version' the version."
+    )
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: object = None
+) -> None:
+    """Print our own warnings as one line; they are addressed to the user, not to the developer of a line."""
+    where = "" if issubclass(category, PerturbZooWarning) else f"{filename}:{lineno}: "
+    print(f"warning: {where}{message}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake ends in one line and status 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_help())
+        return
+    if given[0] in ("-V", "--version"):
+        from perturbzoo import __version__
+
+        print(f"perturbzoo {__version__}")
+        return
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    try:
+        if given[0] not in COMMANDS:
+            from perturbzoo.errors import near_matches
+
+            raise PerturbZooError(f"no command '{given[0]}'{near_matches(given[0], COMMANDS)} 'perturbzoo --help' lists them")
+        COMMANDS[given[0]][0](given[1:])
+    except PerturbZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

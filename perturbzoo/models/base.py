@@ -1,0 +1,355 @@
+"""The contract every model of the zoo keeps: one class to subclass, three methods to write.
+
+A model is constructed from hyper-parameters alone. Its sizes come from the data's :class:`~perturbzoo.data.spec.DataSpec`:
+Lightning calls :meth:`PerturbationModel.setup`, which takes the spec from the data module and lets the model
+:meth:`~PerturbationModel.prepare` what it fits in closed form (graphs, pseudobulks), then ``configure_model``, which lets it
+:meth:`~PerturbationModel.build` its layers. A checkpoint holds spec and prepared tensors, so that it can be loaded alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+import perturbzoo
+from perturbzoo.data.batch import ConditionTable, PerturbationBatch
+from perturbzoo.data.datamodule import PerturbSeqDataModule
+from perturbzoo.data.spec import DataSpec
+from perturbzoo.errors import PerturbZooError
+from perturbzoo.evaluation.metrics import mse, pearson_delta, perturbed_mean
+from perturbzoo.evaluation.pseudobulk import Pseudobulks, PseudobulkSums
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+CHECKPOINT_SCHEMA = 1
+SELECTION_METRIC = "val/pearson_delta"
+
+
+@dataclass
+class Prediction:
+    """What a model says of each cell of a batch.
+
+    Attributes
+    ----------
+    mean
+        Shape ``(B, G)``: expected log1p-normalised expression, E[log1p x] and not log1p E[x].
+    variance
+        Shape ``(B, G)``: squared standard error of the predicted change, or None.
+    """
+
+    mean: Tensor
+    variance: Tensor | None = None
+
+
+def _own(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters without the entries the command line adds for itself."""
+    return {name: value for name, value in hparams.items() if not name.startswith("_")}
+
+
+class PerturbationModel(LightningModule):
+    """Base class of the zoo.
+
+    A subclass calls ``self.save_hyperparameters()`` in its constructor and writes :meth:`build`, :meth:`forward`,
+    :meth:`loss` and ``configure_optimizers``; :meth:`prepare` if it computes anything from the training cells.
+    """
+
+    differentiates_in_forward: ClassVar[bool] = False
+    """Whether ``forward`` needs gradients; such a model runs outside inference mode in validate, test and predict."""
+
+    handles_time: ClassVar[bool] = False
+    """Whether the model makes use of an intervention's onset and offset."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec: DataSpec | None = None
+        self.prepared: dict[str, Any] = {}
+        self.test_table: pd.DataFrame | None = None
+        self._built = False
+        self._source: tuple[str, PerturbationModel] | None = None
+        self._data_arguments: dict[str, Any] = {}
+        self._val_sums: PseudobulkSums | None = None
+        self._test_sums: PseudobulkSums | None = None
+
+    # ------------------------------------------------------------------ what a model writes
+
+    def prepare(self, data: PerturbSeqDataModule) -> dict[str, Any]:
+        """Compute what :meth:`build` needs from the training cells; kept in the checkpoint.
+
+        Returns
+        -------
+        Tensors, strings, numbers, and dicts and lists of them.
+        """
+        return {}
+
+    def build(self) -> None:
+        """Create the layers from ``self.hparams``, ``self.spec`` and ``self.prepared``."""
+        raise NotImplementedError
+
+    def forward(self, batch: PerturbationBatch) -> Prediction:
+        """Predict the expression of each control cell of the batch under its condition."""
+        raise NotImplementedError
+
+    def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
+        """The terms of the training loss; their sum is minimised and each is logged under its name."""
+        raise NotImplementedError
+
+    def parameter_axes(self) -> dict[str, tuple[str | None, ...]]:
+        """Which axes of which parameters run over ``"gene"`` or ``"target"``: how weights move to another screen."""
+        return {}
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the targets the model can be asked about, in the order of its target axis; the spec's come first."""
+        return self.get_spec().targets
+
+    # ------------------------------------------------------------------ building
+
+    def get_spec(self) -> DataSpec:
+        """The data spec; an error where the model has none yet."""
+        if self.spec is None:
+            raise PerturbZooError(
+                f"{type(self).__name__} has seen no data yet: fit it with a PerturbSeqDataModule or load a checkpoint"
+            )
+        return self.spec
+
+    @property
+    def data(self) -> PerturbSeqDataModule:
+        """The trainer's data module."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, PerturbSeqDataModule):
+            raise PerturbZooError(
+                f"{type(self).__name__} needs a PerturbSeqDataModule: trainer.{self.trainer.state.fn}(model, datamodule=...)"
+            )
+        return data
+
+    def setup(self, stage: str) -> None:
+        data = self.data
+        assert data.spec is not None
+        self._data_arguments = _own(data.hparams)
+        if self.trainer.ckpt_path is not None:
+            return  # spec and prepared tensors come from the checkpoint
+        if self.spec is None:
+            self.spec = data.spec
+            self.prepared = self.prepare(data)
+        else:
+            self._match_data(stage)
+
+    def _match_data(self, stage: str) -> None:
+        """Make the data module read its cells the way this model's data were read."""
+        spec, data = self.get_spec(), self.data
+        assert data.spec is not None
+        if data.spec.to_json() == spec.to_json():
+            return
+        if stage == "fit":
+            raise PerturbZooError(
+                f"this {type(self).__name__} was trained on other data: training can go on with the same data only; for new "
+                "data make a new model and initialise it from the checkpoint (--init_from)"
+            )
+        data.use_spec(spec)
+        data.setup(stage)
+
+    def configure_model(self) -> None:
+        if self.spec is None or self._built:
+            return
+        self.build()
+        self._built = True
+        if self._source is not None:
+            self._take_weights(*self._source)
+            self._source = None
+
+    def initialise_from(self, path: str) -> None:
+        """Start from another model's weights when layers are built: genes and targets are matched by name.
+
+        Parameters
+        ----------
+        path
+            A checkpoint of the same class, maybe of another screen.
+
+        Raises
+        ------
+        PerturbZooError
+            The checkpoint holds another class.
+        """
+        from perturbzoo.checkpoint import load
+
+        source = load(path)
+        if type(source) is not type(self):
+            raise PerturbZooError(
+                f"{path} holds a {type(source).__name__}: a {type(self).__name__} cannot start from its weights"
+            )
+        self._source = (path, source)
+
+    def _take_weights(self, path: str, source: PerturbationModel) -> None:
+        """Copy what fits: whole tensors of the same shape, and rows and columns of genes and targets of the same name."""
+        names = {"gene": (source.get_spec().genes, self.get_spec().genes), "target": (source.target_names, self.target_names)}
+        shared = {}
+        for axis, (old, new) in names.items():
+            position = {name: row for row, name in enumerate(old)}
+            common = [name for name in new if name in position]
+            old_rows = torch.tensor([position[name] for name in common], dtype=torch.int64)
+            shared[axis] = (
+                old_rows,
+                torch.tensor([row for row, name in enumerate(new) if name in position], dtype=torch.int64),
+            )
+        axes, theirs = self.parameter_axes(), source.state_dict()
+        fresh = []
+        for name, own in self.named_parameters():
+            value = theirs.get(name)
+            kinds = axes.get(name, (None,) * own.ndim)
+            fits = value is not None and all(a == b or k for a, b, k in zip(value.shape, own.shape, kinds, strict=True))
+            if value is None or not fits:
+                fresh.append(name)
+                continue
+            index = [
+                shared[kind] if kind else (torch.arange(n), torch.arange(n)) for kind, n in zip(kinds, own.shape, strict=True)
+            ]
+            with torch.no_grad():
+                own[torch.meshgrid(*(new for _, new in index), indexing="ij")] = value[
+                    torch.meshgrid(*(old for old, _ in index), indexing="ij")
+                ].to(own)
+        counts = ", ".join(f"{len(shared[axis][1])} of {len(new)} {axis}s" for axis, (_, new) in names.items())
+        print(f"weights from {path}: {counts}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+
+    def configure_callbacks(self) -> list[Callback]:
+        from perturbzoo.callbacks import default_callbacks
+
+        return default_callbacks(self.trainer)
+
+    # ------------------------------------------------------------------ training and validation
+
+    def training_step(self, batch: PerturbationBatch, batch_idx: int) -> Tensor:
+        terms = self.loss(batch)
+        total = torch.stack(list(terms.values())).sum()
+        named = {f"train/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(named, batch_size=len(batch), on_step=False, on_epoch=True)
+        self.log("train/loss", total.detach(), batch_size=len(batch), on_step=True, on_epoch=True, prog_bar=True)
+        return total
+
+    def evaluate(self, batch: PerturbationBatch) -> Prediction:
+        """``forward`` as validation, test and prediction call it: outside inference mode for a model that differentiates."""
+        if not self.differentiates_in_forward:
+            return self(batch)
+        with torch.inference_mode(False), torch.enable_grad():
+            prediction = self(batch.clone())
+        variance = None if prediction.variance is None else prediction.variance.detach()
+        return Prediction(prediction.mean.detach(), variance)
+
+    def on_validation_epoch_start(self) -> None:
+        self._val_sums = self._new_sums()
+
+    def validation_step(self, batch: PerturbationBatch, batch_idx: int) -> None:
+        self._add(self._val_sums, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        assert self._val_sums is not None
+        bulks = self._val_sums.compute()
+        reference = self._perturbed_mean()[bulks.context]
+        scores = {
+            SELECTION_METRIC: pearson_delta(bulks.predicted, bulks.observed, bulks.control),
+            "val/pearson_delta_perturbed_reference": pearson_delta(bulks.predicted, bulks.observed, reference),
+            "val/mse": mse(bulks.predicted, bulks.observed),
+        }
+        # the sums were already reduced over ranks: every rank logs the same numbers
+        values = {name: torch.tensor(value.mean(), dtype=torch.float32) for name, value in scores.items()}
+        self.log_dict(values, batch_size=len(bulks), prog_bar=True, rank_zero_only=False)
+        self._val_sums = None
+
+    def _new_sums(self) -> PseudobulkSums:
+        data = self.data
+        return PseudobulkSums(data.control_mean, data.index.context_of_pair).to(self.device)
+
+    def _add(self, sums: PseudobulkSums | None, batch: PerturbationBatch) -> None:
+        assert sums is not None
+        prediction = self.evaluate(batch)
+        sums.update(batch.table.pair[batch.row], prediction.mean, batch.control, batch.observed)
+
+    def _perturbed_mean(self) -> Any:
+        bulks = self.data.training_pseudobulks()
+        return perturbed_mean(bulks.mean, bulks.contexts, bulks.control_mean)
+
+    # ------------------------------------------------------------------ test and prediction
+
+    def on_test_epoch_start(self) -> None:
+        self._test_sums = self._new_sums()
+
+    def test_step(self, batch: PerturbationBatch, batch_idx: int) -> None:
+        self._add(self._test_sums, batch)
+
+    def on_test_epoch_end(self) -> None:
+        from perturbzoo.models.testing import report_test
+
+        assert self._test_sums is not None
+        bulks: Pseudobulks = self._test_sums.compute()
+        self.test_table = report_test(self, bulks, self.data)
+        self._test_sums = None
+
+    def predict_step(self, batch: PerturbationBatch, batch_idx: int) -> Prediction:
+        return self.evaluate(batch)
+
+    def predict(self, controls: AnnData, conditions: Any, **options: Any) -> AnnData:
+        """Predict control cells under conditions nobody measured; see :func:`perturbzoo.prediction.predict`."""
+        from perturbzoo.prediction import predict
+
+        return predict(self, controls, conditions, **options)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["perturbzoo"] = {
+            "schema": CHECKPOINT_SCHEMA,
+            "version": perturbzoo.__version__,
+            "class": type(self).__name__,
+            "arguments": _own(self.hparams),
+            "spec": self.get_spec().to_json(),
+            "prepared": self.prepared,
+            "data": self._data_arguments,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from perturbzoo.checkpoint import check_header
+
+        header = check_header(checkpoint, type(self).__name__)
+        if not (self._built and self.get_spec().to_json() == header["spec"]):
+            self.spec, self.prepared = DataSpec.from_json(header["spec"]), header["prepared"]
+            self._built = False
+            self.configure_model()
+        if self._trainer is None:
+            self._data_arguments = header["data"]
+        else:
+            stage = self.trainer.state.fn
+            self._match_data("fit" if stage is None else stage.value)
+
+
+class ConditionDeltaModel(PerturbationModel):
+    """A model whose predicted change depends on condition and context only: computed once for each pair, then gathered."""
+
+    def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Predict the change of each pair.
+
+        Parameters
+        ----------
+        table
+            C pairs.
+        context_control
+            Shape ``(C, G)``: mean control profile of each pair's context.
+
+        Returns
+        -------
+        delta
+            Shape ``(C, G)``: expected change of expression.
+        variance
+            Shape ``(C, G)``: squared standard error of it, or None.
+        """
+        raise NotImplementedError
+
+    def forward(self, batch: PerturbationBatch) -> Prediction:
+        delta, variance = self.delta(batch.table, batch.context_control)
+        return Prediction(batch.control + delta[batch.row], None if variance is None else variance[batch.row])

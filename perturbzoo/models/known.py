@@ -1,0 +1,123 @@
+"""The training deltas, looked up by condition: what every baseline averages and what residual models start from.
+
+Every simple baseline is a weighted mean of the training pairs' deltas, so each is a rule that turns conditions into a
+``(C, P)`` matrix of weights; the prediction is one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from perturbzoo.data.batch import ConditionTable, encode_conditions
+from perturbzoo.data.datamodule import TrainingPseudobulks
+from perturbzoo.data.spec import DataSpec
+from perturbzoo.perturbation import parse_condition
+
+Key = tuple[tuple[int, int, float], ...]
+
+
+class TrainingDeltas(nn.Module):
+    """The deltas of the P training pairs, and rules for weighting them.
+
+    Parameters
+    ----------
+    spec
+        Names the training pairs.
+    singles_only
+        Keep the pairs of a single target alone.
+
+    Attributes
+    ----------
+    value
+        Buffer of shape ``(P, G)``: mean expression of each training pair minus its context's control mean.
+    """
+
+    value: Tensor
+    _mean: Tensor
+    _mean_single: Tensor
+
+    def __init__(self, spec: DataSpec, singles_only: bool = False) -> None:
+        super().__init__()
+        pairs = [(parse_condition(text), context) for text, context in spec.training_pairs]
+        self._kept = [position for position, (condition, _) in enumerate(pairs) if len(condition) == 1 or not singles_only]
+        conditions = [pairs[position][0] for position in self._kept]
+        self._context = torch.tensor([pairs[position][1] for position in self._kept], dtype=torch.int64)
+        self.table = encode_conditions(conditions, self._context.tolist(), spec.targets, spec.default_kind)
+        self._rows: dict[Key, list[int]] = defaultdict(list)
+        for row, key in enumerate(self.keys(self.table)):
+            self._rows[key].append(row)
+        self.register_buffer("value", torch.zeros(len(conditions), spec.n_genes))
+        single = self.table.present.sum(dim=1) == 1
+        everything = torch.ones(len(self), dtype=torch.bool)
+        n_contexts = len(spec.contexts)
+        self.register_buffer("_mean", self._means(everything, n_contexts), persistent=False)
+        self.register_buffer("_mean_single", self._means(single if single.any() else everything, n_contexts), persistent=False)
+
+    def __len__(self) -> int:
+        return len(self._context)
+
+    def _means(self, chosen: Tensor, n_contexts: int) -> Tensor:
+        """Weights ``(contexts + 1, P)`` of the mean over the chosen pairs of each context; the last row is for a new one.
+
+        A context without any chosen pair gets the mean over all of them.
+        """
+        weights = torch.zeros(n_contexts + 1, len(self))
+        for context in range(n_contexts + 1):
+            same = chosen & (self._context == context)
+            same = same if same.any() else chosen
+            weights[context, same] = 1.0 / max(int(same.sum()), 1)
+        return weights
+
+    def fit(self, bulks: TrainingPseudobulks) -> None:
+        """Take over the training pseudobulks, whose rows are the spec's training pairs in order."""
+        self.value.copy_(torch.as_tensor(bulks.delta[self._kept], dtype=self.value.dtype))
+
+    @staticmethod
+    def keys(table: ConditionTable) -> list[Key]:
+        """What makes two conditions the same perturbation: targets, kinds and doses, in any order."""
+        return [
+            tuple(sorted((t, k, d) for t, k, d in zip(*act, strict=True) if t >= 0))
+            for act in zip(table.targets.tolist(), table.kind.tolist(), table.dose.tolist(), strict=True)
+        ]
+
+    def mean_weights(self, table: ConditionTable) -> Tensor:
+        """``(C, P)``: equal weights on the training pairs of the row's context, or on all for a new context."""
+        return self._mean[table.context]
+
+    def single_weights(self, table: ConditionTable, *, average: bool, mean_for_missing: bool) -> Tensor:
+        """``(C, P)``: weights on the single perturbations of each condition's targets.
+
+        Parameters
+        ----------
+        table
+            C conditions.
+        average
+            Average the singles (Systema's matching mean) instead of adding them.
+        mean_for_missing
+            Let a target that was never perturbed alone contribute the mean of the training singles (of all training pairs
+            where there are no singles); otherwise it contributes nothing.
+        """
+        weights = self.value.new_zeros(len(table), len(self))
+        for row, (key, context) in enumerate(zip(self.keys(table), table.context.tolist(), strict=True)):
+            share = 1.0 / len(key) if average and key else 1.0
+            for act in key:
+                if rows := self._rows.get((act,), []):
+                    # a single of the same context is preferred; else all contexts count the same
+                    same = [known for known in rows if self._context[known] == context] or rows
+                    weights[row, same] += share / len(same)
+                elif mean_for_missing:
+                    weights[row] += share * self._mean_single[context]
+        return weights
+
+    def residual_weights(self, table: ConditionTable) -> Tensor:
+        """``(C, P)``: what a residual model starts from: the mean single for a single, the sum of singles for a combination.
+
+        A single does not start from its own delta: nothing would be left to learn from it.
+        """
+        weights = self.single_weights(table, average=False, mean_for_missing=True)
+        single = table.present.sum(dim=1) == 1
+        weights[single] = self._mean_single[table.context[single]]
+        return weights

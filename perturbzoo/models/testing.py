@@ -1,0 +1,133 @@
+"""What ``test`` prints: the model beside every baseline and the split-half ceiling, on the same cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from perturbzoo.data.datamodule import PerturbSeqDataModule
+from perturbzoo.evaluation.metrics import perturbed_mean, target_mask
+from perturbzoo.evaluation.pseudobulk import GroupMoments, Pseudobulks, assign_halves, de_sets, split_half
+from perturbzoo.evaluation.summary import format_table, summarise
+from perturbzoo.evaluation.table import score_conditions
+from perturbzoo.models import BASELINES, find_model
+
+if TYPE_CHECKING:
+    from perturbzoo.models.base import PerturbationModel
+
+CEILING = "split-half ceiling"
+
+
+def report_test(model: PerturbationModel, bulks: Pseudobulks, data: PerturbSeqDataModule) -> pd.DataFrame:
+    """Score the model, all baselines and the ceiling; print the table and write it below ``default_root_dir/test``.
+
+    Parameters
+    ----------
+    model
+        The model under test.
+    bulks
+        Its predicted pseudobulks beside those observed, of the test pairs.
+    data
+        Where the test cells, their controls and the training pseudobulks come from.
+
+    Returns
+    -------
+    The summary: one row per model, split category and metric.
+    """
+    name = type(model).__name__
+    predictions = {name: bulks, **baseline_predictions(data, bulks, model), CEILING: ceiling(data, bulks)}
+    described = pd.DataFrame(data.describe_pairs(bulks.pair))
+    targets = target_mask([data.conditions[pair].targets for pair in bulks.pair], data_genes(data))
+    genes = de_sets(bulks, control_moments(data), targets)
+    training = data.training_pseudobulks()
+    centres = training.mean if len(training.mean) else data.control_mean
+    contexts = training.contexts if len(training.mean) else np.arange(len(data.control_mean))
+    reference = perturbed_mean(centres, contexts, data.control_mean)[bulks.context]
+    scores = {
+        label: score_conditions(
+            predicted,
+            conditions=described["condition"].tolist(),
+            contexts=described["context"].tolist(),
+            categories=described["category"].tolist(),
+            reference=reference,
+            de=genes,
+        )
+        for label, predicted in predictions.items()
+    }
+    summary = summarise(scores)
+    if model.trainer.is_global_zero:
+        _publish(model, scores, summary)
+    return summary
+
+
+def _publish(model: PerturbationModel, scores: dict[str, pd.DataFrame], summary: pd.DataFrame) -> None:
+    """Print, write and log the table."""
+    name, trainer = type(model).__name__, model.trainer
+    folder = Path(trainer.default_root_dir) / "test"
+    folder.mkdir(parents=True, exist_ok=True)
+    per_condition = pd.concat([table.assign(model=label) for label, table in scores.items()])
+    for frame, file in ((per_condition, "conditions.csv"), (summary, "summary.csv")):
+        temporary = folder / f"{file}.part"
+        frame.to_csv(temporary, index=False)
+        temporary.replace(folder / file)
+    print(format_table(summary))
+    print(f"\nper condition: {folder / 'conditions.csv'}\nsummary: {folder / 'summary.csv'}")
+    own = summary[summary["model"] == name]
+    values = {f"test/{row.category}/{row.metric}": float(row.mean) for row in own.itertuples()}
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)
+
+
+def data_genes(data: PerturbSeqDataModule) -> tuple[str, ...]:
+    """Names of the measured genes."""
+    assert data.spec is not None
+    return data.spec.genes
+
+
+def baseline_predictions(data: PerturbSeqDataModule, bulks: Pseudobulks, model: PerturbationModel) -> dict[str, Pseudobulks]:
+    """Each baseline fitted on the training pseudobulks, predicting the same pairs; none where the file holds no training cells."""
+    training = data.training_pseudobulks()
+    spec = data.spec
+    assert spec is not None
+    trained = {
+        (str(condition), int(context)) for condition, context in zip(training.conditions, training.contexts, strict=True)
+    }
+    if trained != set(spec.training_pairs):
+        print("baselines are left out: these data do not hold the cells the model was trained on")
+        return {}
+    table = data.table.select(torch.from_numpy(bulks.pair))
+    control = torch.as_tensor(bulks.control, dtype=torch.float32)
+    predictions = {}
+    for name in BASELINES:
+        if name == type(model).__name__:
+            continue
+        baseline = find_model(name)()
+        baseline.fit_closed_form(spec, training)
+        with torch.inference_mode():
+            delta, _ = baseline.delta(table, control)
+        predictions[name] = bulks.with_prediction(bulks.control + delta.double().numpy())
+    return predictions
+
+
+def control_moments(data: PerturbSeqDataModule) -> GroupMoments:
+    """Moments of the control cells of each context."""
+    return _moments(data, data.index.controls_by_context)
+
+
+def ceiling(data: PerturbSeqDataModule, bulks: Pseudobulks) -> Pseudobulks:
+    """One random half of each pair's cells as the prediction of the other."""
+    cells = [data.index.cells_by_pair[pair] for pair in bulks.pair]
+    halves = assign_halves(np.repeat(np.arange(len(cells)), [len(rows) for rows in cells]), seed=0)
+    ends = np.cumsum([len(rows) for rows in cells])
+    groups = [rows[chosen == half] for rows, chosen in zip(cells, np.split(halves, ends[:-1]), strict=True) for half in (0, 1)]
+    local = Pseudobulks(**{**vars(bulks), "pair": np.arange(len(cells))})
+    return split_half(local, _moments(data, groups))
+
+
+def _moments(data: PerturbSeqDataModule, groups: list[np.ndarray]) -> GroupMoments:
+    mean, variance = data.moments(groups)
+    return GroupMoments(count=np.array([len(group) for group in groups]), mean=mean, variance=variance)
