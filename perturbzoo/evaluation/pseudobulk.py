@@ -313,8 +313,9 @@ def assign_halves(pair: ArrayLike, seed: int) -> NDArray[np.int64]:
 def split_half(pseudobulks: Pseudobulks, halves: GroupMoments) -> Pseudobulks:
     """The ceiling: one random half of a pair's cells as the prediction of the other half.
 
-    Both sides carry the noise of half the cells (and the same control mean), so this is what a repeat of the experiment
-    at half its size would score. A model without noise of its own can come out somewhat above it.
+    Both sides carry the noise of half the cells (and the same control mean), so its scores are those of a repeat of the
+    experiment at half its size; :func:`perturbzoo.evaluation.table.at_full_size` takes them to the whole. A model without
+    noise of its own can come out somewhat above either.
 
     Parameters
     ----------

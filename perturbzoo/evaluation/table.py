@@ -86,6 +86,27 @@ def score_conditions(
     return pd.DataFrame({**labels, "n_cells": pseudobulks.count, **scores, **undefined})
 
 
+def at_full_size(halves: pd.DataFrame) -> pd.DataFrame:
+    """From how well half of the cells predict the other half, to how well a repeat of the whole experiment would.
+
+    With independent noise of variance v / n in the mean of n cells, a half predicts the other with the squared error
+    4 v / n and a repeat with 2 v / n: squared errors are halved, absolute errors and roots divided by the root of 2.
+    A correlation r becomes 2 r / (1 + r) (Spearman-Brown); one below 0 is left as it is, as is the fraction of correct
+    directions, for which there is no such law. Without this, a good model on few cells would score above its ceiling.
+
+    Parameters
+    ----------
+    halves
+        Scores (:func:`score_conditions`) of :func:`perturbzoo.evaluation.pseudobulk.split_half`.
+    """
+    scores = halves.copy()
+    for name in ("pearson_delta", "pearson_delta_perturbed_reference"):
+        scores[name] = scores[name].where(scores[name] < 0, 2 * scores[name] / (1 + scores[name]))
+    scores[["mse", "mse_top20_de", "mse_top20_de_no_target"]] /= 2
+    scores[["mae", "rmse"]] /= np.sqrt(2)
+    return scores
+
+
 def _check_finite(name: str, profile: Array, conditions: Sequence[str]) -> None:
     bad = ~np.isfinite(profile)
     if bad.any():

@@ -9,7 +9,7 @@ import pytest
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.evaluation.metrics import Array
 from perturbzoo.evaluation.pseudobulk import DESets, Pseudobulks
-from perturbzoo.evaluation.table import METRICS, score_conditions
+from perturbzoo.evaluation.table import METRICS, at_full_size, score_conditions
 
 # The example of test_native_metrics.py, where its numbers are worked out.
 BULK = Pseudobulks(
@@ -93,3 +93,36 @@ def test_predictions_that_are_not_numbers_are_refused_by_name() -> None:
         _score(np.full((2, 3), np.nan))
     with pytest.raises(ValueError, match="1 labels of condition for 2 pseudobulks"):
         _score(conditions=("A",))
+
+
+def _mean_scores(predicted: Array, observed: Array) -> pd.Series:
+    n_pairs, n_genes = observed.shape
+    zero, labels = np.zeros((n_pairs, n_genes)), [str(row) for row in range(n_pairs)]
+    count = np.full(n_pairs, 10)
+    bulk = Pseudobulks(np.arange(n_pairs), np.zeros(n_pairs, int), predicted, observed, zero, zero, count)
+    genes = np.broadcast_to(np.arange(20), (n_pairs, 20))
+    scores = score_conditions(
+        bulk, conditions=labels, contexts=labels, categories=labels, reference=zero, de=DESets(genes, genes)
+    )
+    return scores[list(METRICS)].mean()
+
+
+def test_ceiling_at_full_size_is_what_a_repeat_scores() -> None:
+    random = np.random.default_rng(0)
+    shape = (60, 3000)
+    signal, variance = random.normal(0.0, 0.3, size=shape), 0.04  # of the mean of all cells
+    halves = [signal + random.normal(0.0, np.sqrt(2 * variance), size=shape) for _ in range(2)]
+    wholes = [signal + random.normal(0.0, np.sqrt(variance), size=shape) for _ in range(2)]
+    half, whole = _mean_scores(*halves), _mean_scores(*wholes)
+    ceiling = at_full_size(half.to_frame().T).iloc[0]
+    assert half["pearson_delta"] == pytest.approx(0.09 / (0.09 + 0.08), abs=0.01)
+    for name in METRICS:
+        if name != "direction_top20_de":
+            assert ceiling[name] == pytest.approx(whole[name], rel=0.06 if "top20" in name else 0.01), name
+    assert ceiling["direction_top20_de"] == half["direction_top20_de"]
+
+
+def test_ceiling_below_zero_stays_there() -> None:
+    half = _mean_scores(np.array([[0.0, 1.0, 2.0, 1.0] * 5]), np.array([[2.0, 1.0, 0.0, 0.0] * 5]))
+    assert half["pearson_delta"] < 0
+    assert at_full_size(half.to_frame().T).iloc[0]["pearson_delta"] == half["pearson_delta"]
