@@ -69,7 +69,8 @@ class PerturbSeqDataModule(LightningDataModule):
     Parameters
     ----------
     path
-        One h5ad file or several; ``$VAR`` is expanded. :meth:`from_anndata` takes cells from memory instead.
+        One h5ad file or several; ``$VAR`` is expanded; ``public:norman`` names a public data set, ``embedded:screen.h5ad``
+        the simulated default. :meth:`from_anndata` takes cells from memory instead.
     join
         Genes of several files: their intersection, or their union (absent genes count as 0).
     layer
@@ -106,6 +107,9 @@ class PerturbSeqDataModule(LightningDataModule):
     split
         Arguments of :func:`perturbzoo.data.splits.make_split`, such as ``{method: simulation, seed: 1}``, or the path of
         a split saved as JSON.
+    perturbation_graph
+        Sources of a graph between targets, for the models that use one, as :func:`perturbzoo.data.graphs.build_graph` takes
+        them: ``[{kind: go, path: gene2go.csv}]``; several are united.
     conditions_per_batch
         Distinct (condition, context) pairs in a training batch.
     cells_per_condition
@@ -139,6 +143,7 @@ class PerturbSeqDataModule(LightningDataModule):
         cell_filter: str | None = None,
         min_cells: int = 10,
         split: dict[str, Any] | str | None = None,
+        perturbation_graph: list[dict[str, Any]] | None = None,
         conditions_per_batch: int = 16,
         cells_per_condition: int = 32,
         sampling: Sampling = "condition",
@@ -168,6 +173,16 @@ class PerturbSeqDataModule(LightningDataModule):
         self._ready = False
 
     # ------------------------------------------------------------------ setting up
+
+    def prepare_data(self) -> None:
+        """Download or simulate files that are named but not there yet; Lightning calls it in one process only."""
+        graphs = [source["path"] for source in self.hparams["perturbation_graph"] or [] if "path" in source]
+        for path in [*self._paths(), *graphs]:
+            expand_path(path)
+
+    def _paths(self) -> list[str]:
+        path = self.hparams["path"]
+        return [path] if isinstance(path, str) else list(path or [])
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split and normalise, once."""
@@ -229,12 +244,11 @@ class PerturbSeqDataModule(LightningDataModule):
         wanted = Columns(
             **{name: self.hparams[name] for name in Columns.__dataclass_fields__ if self.hparams[name] is not None}
         )
-        path = self.hparams["path"]
         if self._adata is not None:
             return understand(self._adata, wanted, "the AnnData", own=False)
-        if path is None:
+        paths = self._paths()
+        if not paths:
             raise PerturbZooError("no data: give an h5ad file with --data.path, or use PerturbSeqDataModule.from_anndata")
-        paths = [path] if isinstance(path, str) else list(path)
         adata, report = read_screen(paths, self.hparams["join"])
         screen = understand(adata, wanted, paths[0] if len(paths) == 1 else f"{len(paths)} files", own=True)
         if report:

@@ -36,13 +36,22 @@ _CLAUSE = re.compile(r"^\s*([\w. ]+?)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*$")
 
 
 def expand_path(path: str | os.PathLike[str]) -> Path:
-    """Expand ``$VAR`` and ``~``.
+    """Expand ``$VAR`` and ``~``, ``public:NAME`` (downloaded on first use) and ``embedded:FILE`` (simulated on first use).
 
     Raises
     ------
     PerturbZooError
-        A variable is not set.
+        A variable is not set, or there is no such public or embedded file.
     """
+    scheme, _, name = os.fspath(path).partition(":")
+    if scheme == "public":
+        from perturbzoo.data.public import fetch
+
+        return fetch(name)
+    if scheme == "embedded":
+        from perturbzoo.data.embedded import embedded_file
+
+        return embedded_file(name)
     text = os.path.expanduser(os.path.expandvars(os.fspath(path)))
     missing = re.findall(r"\$\{?(\w+)\}?", text)
     if missing:

@@ -71,8 +71,9 @@ class GEARS(ConditionDeltaModel):
         ``top_k`` and ``threshold`` of the co-expression graph of the training cells; the paper's 20 and 0.4.
     perturbation_graph
         Sources of the graph between targets, for :func:`perturbzoo.data.graphs.build_graph`:
-        ``[{kind: go, path: gene2go.csv, top_k: 20, threshold: 0.1}]``; several are united. None leaves every target to
-        itself, so that an unseen one gets the learned fallback.
+        ``[{kind: go, path: gene2go.csv, top_k: 20, threshold: 0.1}]``; several are united. None takes the data module's
+        ``perturbation_graph``; where there is none either, every target is left to itself and an unseen one gets the
+        learned fallback.
     loss
         ``condition_mse``: squared error of each condition's mean change. ``autofocus``, the paper's: fourth power of each
         cell's error against one random control. The latter's optimum is not the conditional mean, because the error
@@ -130,8 +131,8 @@ class GEARS(ConditionDeltaModel):
         limits = {"top_k": 20, "threshold": 0.4, **(self.hparams["coexpression"] or {})}
         coexpression = coexpression_graph(data.training_cells(), spec.genes, **limits)
         prepared: dict[str, Any] = {"coexpression": coexpression.to_state()}
-        if self.hparams["perturbation_graph"]:
-            prepared |= self._target_graph()
+        if sources := self.hparams["perturbation_graph"] or data.hparams["perturbation_graph"]:
+            prepared |= self._target_graph(sources)
         prepared["informed"] = self._informed(prepared)
         if not prepared["informed"].all():
             names = [name for name, known in zip(spec.targets, prepared["informed"].tolist(), strict=False) if not known]
@@ -143,11 +144,11 @@ class GEARS(ConditionDeltaModel):
             )
         return prepared
 
-    def _target_graph(self) -> dict[str, Any]:
+    def _target_graph(self, sources: list[dict[str, Any]]) -> dict[str, Any]:
         """The perturbation graph, and the names beyond the data's targets that a trained target can inform."""
-        config, targets = self.hparams["perturbation_graph"], self.get_spec().targets
-        others = sorted(set(universe(config)) - set(targets))
-        graph = build_graph(config, [*targets, *others])
+        targets = self.get_spec().targets
+        others = sorted(set(universe(sources)) - set(targets))
+        graph = build_graph(sources, [*targets, *others])
         informed = self._informed({"targets": graph.to_state(), "extra": others})
         extra = [name for name, known in zip(others, informed[len(targets) :].tolist(), strict=True) if known]
         return {"targets": graph.restrict([*targets, *extra]).to_state(), "extra": extra}

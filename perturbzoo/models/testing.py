@@ -13,7 +13,7 @@ from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.evaluation.metrics import perturbed_mean, target_mask
 from perturbzoo.evaluation.pseudobulk import GroupMoments, Pseudobulks, assign_halves, de_sets, split_half
 from perturbzoo.evaluation.summary import format_table, summarise
-from perturbzoo.evaluation.table import score_conditions
+from perturbzoo.evaluation.table import at_full_size, score_conditions
 from perturbzoo.models import BASELINES, find_model
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def report_test(model: PerturbationModel, bulks: Pseudobulks, data: PerturbSeqDa
         )
         for label, predicted in predictions.items()
     }
+    # the halves are half the size of what every other row is compared with
+    scores[CEILING] = at_full_size(scores[CEILING])
     summary = summarise(scores)
     if model.trainer.is_global_zero:
         _publish(model, scores, summary)
