@@ -52,8 +52,8 @@ KIND_OF_TYPE = {
 }
 
 
-def require_column(obs: pd.DataFrame, name: str, role: str, where: str) -> pd.Series:
-    """Return ``obs[name]`` or say which columns there are instead.
+def require_column(frame: pd.DataFrame, name: str, role: str, where: str, table: str = "obs") -> pd.Series:
+    """Return ``frame[name]`` or say which columns there are instead.
 
     Parameters
     ----------
@@ -61,13 +61,15 @@ def require_column(obs: pd.DataFrame, name: str, role: str, where: str) -> pd.Se
         What the column was wanted for, and the argument that names it, for the message.
     where
         The file's name, for the message.
+    table
+        ``"obs"`` or ``"var"``, for the message.
     """
-    if name not in obs.columns:
+    if name not in frame.columns:
+        near = near_matches(name, frame.columns) or ";"
         raise PerturbZooError(
-            f"{where}: obs has no column '{name}' ({role}){near_matches(name, obs.columns)} "
-            f"It has: {shortened(obs.columns, 12)}"
+            f"{where}: {table} has no column '{name}' ({role}){near} it has {shortened(frame.columns, 12) or 'none'}"
         )
-    return obs[name]
+    return frame[name]
 
 
 def is_control_label(labels: Sequence[str], control_labels: Sequence[str]) -> list[bool]:

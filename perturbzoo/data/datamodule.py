@@ -17,10 +17,11 @@ from scipy import sparse
 
 from perturbzoo.data import columns
 from perturbzoo.data.batch import ConditionTable, encode_conditions
+from perturbzoo.data.joining import read_files
 from perturbzoo.data.loader import BatchLoader
-from perturbzoo.data.reading import expand_path, group_means, normalise, read_screen
+from perturbzoo.data.reading import expand_path, group_means, normalise
 from perturbzoo.data.sampling import CellIndex, ConditionSampler, EveryCellSampler, Sampler, Sampling
-from perturbzoo.data.screen import Columns, Screen, understand
+from perturbzoo.data.screen import Columns, Screen, match_levels, understand
 from perturbzoo.data.source import CSRSource
 from perturbzoo.data.spec import DataSpec, ValueSpace
 from perturbzoo.data.splits import Split, make_split
@@ -151,7 +152,8 @@ class PerturbSeqDataModule(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        # not to the loggers: Lightning refuses an argument that the model has too with another value
+        self.save_hyperparameters(logger=False)
         self.spec: DataSpec | None = None
         self._given_spec: DataSpec | None = None
         self._adata: AnnData | None = None
@@ -249,11 +251,7 @@ class PerturbSeqDataModule(LightningDataModule):
         paths = self._paths()
         if not paths:
             raise PerturbZooError("no data: give an h5ad file with --data.path, or use PerturbSeqDataModule.from_anndata")
-        adata, report = read_screen(paths, self.hparams["join"])
-        screen = understand(adata, wanted, paths[0] if len(paths) == 1 else f"{len(paths)} files", own=True)
-        if report:
-            screen.report.insert(1, report)
-        return screen
+        return read_files(paths, self.hparams["join"], wanted)
 
     def _make_split(self, screen: Screen) -> Split:
         if self._given_spec is not None:
@@ -297,6 +295,8 @@ class PerturbSeqDataModule(LightningDataModule):
                 f"{len(missing)} of the model's {spec.n_genes} genes are missing: filled with its mean control"
             )
         screen.values, screen.genes = sparse.csr_matrix(values, dtype=np.float32), list(spec.genes)
+        # the model's numbers of the levels, not those of this file; -1 for a level it never saw
+        _, screen.covariate = match_levels(screen.obs, list(spec.covariates), screen.where, spec.covariates)
 
     def _keep_variable_genes(self, screen: Screen, training: np.ndarray) -> None:
         wanted = self.hparams["n_top_genes"]

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from perturbzoo.data import columns
-from perturbzoo.data.reading import check_names, detect_value_space, group_means, normalise, read_anndata, values_as_csr
+from perturbzoo.data.reading import check_unique, detect_value_space, group_means, normalise, read_anndata, values_as_csr
 from perturbzoo.data.screen import find_contexts, match_levels, size_factors
 from perturbzoo.data.spec import DataSpec
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
@@ -93,7 +93,7 @@ def read_query(controls: AnnData | str, spec: DataSpec) -> QueryCells:
     """
     adata = read_anndata(controls) if isinstance(controls, str) else controls
     where = controls if isinstance(controls, str) else "the controls"
-    check_names(adata, where)
+    check_unique(adata.obs_names, "cells", where)
     obs = adata.obs
     values = values_as_csr(adata, None, where)
     detect_value_space(values, spec.value_space, where)
@@ -168,6 +168,7 @@ def _match_genes(
     wanted = set(spec.genes)
     # identifiers may stand in a var column (symbols beside an Ensembl index): the one that matches best
     names = max(candidates, key=lambda candidate: len(wanted.intersection(candidate)))
+    check_unique(names[names.isin(wanted)], "genes", where)
     position = {name: column for column, name in enumerate(names)}
     present = np.array([gene in position for gene in spec.genes])
     if not present.any():

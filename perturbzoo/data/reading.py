@@ -6,6 +6,8 @@ import operator
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,7 +34,7 @@ _COMPARISONS = {
     "==": operator.eq,
     "!=": operator.ne,
 }
-_CLAUSE = re.compile(r"^\s*([\w. ]+?)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*$")
+_CLAUSE = re.compile(r"^\s*([^<>=!]+?)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*$")
 
 
 def expand_path(path: str | os.PathLike[str]) -> Path:
@@ -59,154 +61,179 @@ def expand_path(path: str | os.PathLike[str]) -> Path:
     return Path(text)
 
 
-def read_anndata(path: str | os.PathLike[str]) -> AnnData:
-    """Read one h5ad file into memory, or say in one line why it cannot be read."""
-    import anndata
-
+def h5ad_file(path: str | os.PathLike[str]) -> Path:
+    """Expand a path (see :func:`expand_path`) and refuse what is no file."""
     file = expand_path(path)
     if not file.exists():
         raise PerturbZooError(f"{file}: no such file")
     if file.is_dir():
         raise PerturbZooError(f"{file}: a folder, not an h5ad file")
+    return file
+
+
+@contextmanager
+def h5ad_errors(file: Path) -> Iterator[None]:
+    """Say in one line that a file cannot be read, whatever anndata and h5py raised: they have many kinds of errors for it."""
     try:
-        return anndata.read_h5ad(file)
-    except Exception as error:  # anndata and h5py raise many kinds for a damaged file; all mean the same to the user
+        yield
+    except PerturbZooError:
+        raise
+    except MemoryError as error:
+        raise PerturbZooError(f"{file}: does not fit in memory: save a subset of its cells or genes and use that") from error
+    except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PerturbZooError(f"{file}: not a readable h5ad file (truncated or damaged?): {first_line}") from error
 
 
-def read_screen(paths: Sequence[str], join: Literal["intersection", "union"]) -> tuple[AnnData, str]:
-    """Read one or several h5ad files as one screen.
-
-    Parameters
-    ----------
-    paths
-        h5ad files; ``$VAR`` is expanded.
-    join
-        Genes to keep where there are several files: those common to all, or all (absent genes count as 0).
-
-    Returns
-    -------
-    adata
-        The cells of all files.
-    report
-        One line saying how the genes were joined; empty for one file.
-    """
-    if len(paths) == 1:
-        return read_anndata(paths[0]), ""
+def read_anndata(path: str | os.PathLike[str]) -> AnnData:
+    """Read one h5ad file into memory, or say in one line why it cannot be read."""
     import anndata
 
-    screens = [read_anndata(path) for path in paths]
-    for path, screen in zip(paths, screens, strict=True):
-        check_names(screen, str(path))
-        _require_x(screen, None, str(path))
-    joined = anndata.concat(
-        screens,
-        join="inner" if join == "intersection" else "outer",
-        fill_value=0,
-        index_unique="-",
-        keys=[str(number) for number in range(len(screens))],
-        merge="first",
-    )
-    if joined.n_vars == 0:
-        raise PerturbZooError("the files share no gene: are the identifiers of the same kind? (gene_key names a var column)")
-    sizes = ", ".join(str(screen.n_vars) for screen in screens)
-    return joined, f"{len(screens)} files with {sizes} genes: the {join} of {joined.n_vars} genes is used"
+    file = h5ad_file(path)
+    with h5ad_errors(file):
+        return anndata.read_h5ad(file)
 
 
-def check_names(adata: AnnData, where: str) -> None:
-    """Refuse duplicate genes and duplicate cells."""
-    for names, axis, remedy in (
-        (adata.var_names, "genes", "call adata.var_names_make_unique(), or choose another column with gene_key"),
-        (adata.obs_names, "cells", "call adata.obs_names_make_unique()"),
-    ):
-        twice = names[names.duplicated()].unique()
-        if len(twice):
-            raise PerturbZooError(f"{where}: {len(twice)} names of {axis} occur more than once ({shortened(twice)}); {remedy}")
-
-
-def _require_x(adata: AnnData, layer: str | None, where: str) -> object:
-    if layer is not None:
-        if layer not in adata.layers:
-            raise PerturbZooError(f"{where}: no layer '{layer}'; it has {shortened(adata.layers) or 'none'}")
-        return adata.layers[layer]
-    if adata.X is None:
-        layers = shortened(adata.layers)
-        raise PerturbZooError(f"{where}: X is missing; " + (f"name a layer: {layers}" if layers else "there are no values"))
-    return adata.X
+def check_unique(names: pd.Index, what: Literal["genes", "cells"], where: str) -> None:
+    """Refuse names of genes or cells that occur more than once."""
+    twice = names[names.duplicated()].unique()
+    if len(twice):
+        remedies = {
+            "genes": "call adata.var_names_make_unique(), or choose another var column with gene_key",
+            "cells": "call adata.obs_names_make_unique()",
+        }
+        raise PerturbZooError(
+            f"{where}: {len(twice)} names of {what} occur more than once ({shortened(twice)}); {remedies[what]}"
+        )
 
 
 def values_as_csr(adata: AnnData, layer: str | None, where: str) -> sparse.csr_matrix:
     """Return the values as CSR float32, sharing memory with `adata` where the type already fits."""
-    values = _require_x(adata, layer, where)
-    matrix = values if sparse.issparse(values) else sparse.csr_matrix(np.asarray(values))
-    csr = sparse.csr_matrix(matrix.tocsr())
-    if not np.issubdtype(csr.dtype, np.number):
-        raise PerturbZooError(f"{where}: X holds {csr.dtype}, not numbers")
-    return csr.astype(np.float32, copy=False)
+    if layer is not None and layer not in adata.layers:
+        raise PerturbZooError(f"{where}: no layer '{layer}'; it has {shortened(adata.layers) or 'none'}")
+    values = adata.X if layer is None else adata.layers[layer]
+    if values is None:
+        layers = shortened(adata.layers)
+        raise PerturbZooError(f"{where}: X is missing; " + (f"name a layer: {layers}" if layers else "there are no values"))
+    # an AnnData opened with backed="r" holds a handle to the file
+    values = values.to_memory() if hasattr(values, "to_memory") else values
+    matrix = values if sparse.issparse(values) else np.asarray(values)
+    if not np.issubdtype(matrix.dtype, np.number):
+        raise PerturbZooError(f"{where}: {name_of_values(layer)} holds {matrix.dtype}, not numbers")
+    return sparse.csr_matrix(matrix).astype(np.float32, copy=False)
 
 
-def check_values(csr: sparse.csr_matrix, where: str) -> tuple[bool, float]:
-    """Refuse NaN, infinite and negative values; return whether all are whole numbers, and the largest."""
-    whole, largest = True, 0.0
-    for start in range(0, csr.nnz, _BLOCK):
-        block = csr.data[start : start + _BLOCK]
-        if not np.isfinite(block).all():
-            position = start + int(np.flatnonzero(~np.isfinite(block))[0])
-            cell = int(np.searchsorted(csr.indptr, position, side="right")) - 1
-            raise PerturbZooError(
-                f"{where}: X holds NaN or infinite values (first in cell {cell}, gene {csr.indices[position]}); "
-                "remove those cells or set them to 0"
-            )
-        if (block < 0).any():
-            raise PerturbZooError(
-                f"{where}: X holds negative values (smallest {block.min():g}): scaled or centred data cannot be used; "
-                "give raw counts or log1p-normalised values"
-            )
-        whole = whole and bool((block == np.rint(block)).all())
-        largest = max(largest, float(block.max()))
-    return whole, largest
+def name_of_values(layer: str | None) -> str:
+    """``X`` or ``layer 'counts'``, for messages."""
+    return "X" if layer is None else f"layer '{layer}'"
 
 
-def detect_value_space(csr: sparse.csr_matrix, wanted: ValueSpace | None, where: str) -> ValueSpace:
-    """Tell raw counts from log1p-normalised values, or check what the user said.
+@dataclass(frozen=True)
+class ValueRange:
+    """What one pass over values found; the zeros that a sparse matrix leaves out change nothing in it.
 
-    Whole numbers are counts; fractions with a maximum below 30 are log1p; anything else is refused.
+    Attributes
+    ----------
+    whole
+        Whether all finite values are whole numbers.
+    smallest, largest
+        Of the finite values and 0.
+    n_not_finite, n_negative
+        How many are NaN or infinite, and below 0.
+    """
+
+    whole: bool = True
+    smallest: float = 0.0
+    largest: float = 0.0
+    n_not_finite: int = 0
+    n_negative: int = 0
+
+    def and_also(self, values: np.ndarray) -> ValueRange:
+        """The range of what was seen before and of further values."""
+        is_finite = np.isfinite(values)
+        finite = values if is_finite.all() else values[is_finite]
+        return ValueRange(
+            whole=self.whole and bool((finite == np.rint(finite)).all()),
+            smallest=min(self.smallest, float(finite.min(initial=0.0))),
+            largest=max(self.largest, float(finite.max(initial=0.0))),
+            n_not_finite=self.n_not_finite + values.size - finite.size,
+            n_negative=self.n_negative + int((finite < 0).sum()),
+        )
+
+    @property
+    def space(self) -> ValueSpace:
+        """What the values are, given that :func:`value_problems` finds nothing: whole numbers are counts."""
+        return "counts" if self.whole else "log1p"
+
+
+def value_problems(found: ValueRange, wanted: ValueSpace | None, what: str = "X") -> list[str]:
+    """Everything that keeps values from being used, and what would be right.
+
+    Parameters
+    ----------
+    found
+        The values' range.
+    wanted
+        What the user says they are; None if nothing was said. Whole numbers are then counts, fractions with a maximum
+        below 30 are log1p, and anything else is a problem.
+    what
+        What the values are called: ``X`` or a layer.
+    """
+    problems = []
+    if found.n_not_finite:
+        problems.append(
+            f"{what} holds NaN or infinite values ({found.n_not_finite:,} of them): remove those cells or set them to 0"
+        )
+    if found.n_negative:
+        problems.append(
+            f"{what} holds negative values ({found.n_negative:,} of them, smallest {found.smallest:g}): scaled or centred data "
+            "cannot be used; give raw counts or log1p-normalised values"
+        )
+    if problems:
+        return problems
+    if wanted == "counts" and not found.whole:
+        problems.append(
+            f"value_space is 'counts', but {what} holds fractions (maximum {found.largest:g}); give raw counts, or "
+            "value_space: log1p"
+        )
+    elif wanted == "log1p" and found.largest >= LOG1P_MAXIMUM:
+        problems.append(
+            f"value_space is 'log1p', but {what} reaches {found.largest:g}: these look like counts; give value_space: counts"
+        )
+    elif wanted == "log1p" and found.whole and found.largest > 0:
+        problems.append(
+            f"value_space is 'log1p', but {what} holds whole numbers only (maximum {found.largest:g}): these are counts; give "
+            "value_space: counts"
+        )
+    elif wanted is None and not found.whole and found.largest >= LOG1P_MAXIMUM:
+        problems.append(
+            f"{what} holds fractions up to {found.largest:g}: neither raw counts nor log1p-normalised; give raw counts, or "
+            "apply scanpy.pp.normalize_total and scanpy.pp.log1p"
+        )
+    return problems
+
+
+def detect_value_space(csr: sparse.csr_matrix, wanted: ValueSpace | None, where: str, what: str = "X") -> ValueSpace:
+    """Tell raw counts from log1p-normalised values, or check what the user said; see :func:`value_problems`.
 
     Raises
     ------
     PerturbZooError
         NaN, infinite or negative values; values that contradict `wanted`; values that are neither.
     """
-    whole, largest = check_values(csr, where)
-    if wanted == "counts":
-        if not whole:
-            raise PerturbZooError(
-                f"{where}: value_space is 'counts', but X holds fractions (maximum {largest:g}); give raw counts, or "
-                "value_space: log1p"
-            )
-        return "counts"
-    if wanted == "log1p":
-        if largest >= LOG1P_MAXIMUM:
-            raise PerturbZooError(
-                f"{where}: value_space is 'log1p', but X reaches {largest:g}: these look like counts; give value_space: counts"
-            )
-        return "log1p"
-    if whole:
-        return "counts"
-    if largest < LOG1P_MAXIMUM:
-        return "log1p"
-    raise PerturbZooError(
-        f"{where}: X holds fractions up to {largest:g}: neither raw counts nor log1p-normalised; give raw counts, or "
-        "apply scanpy.pp.normalize_total and scanpy.pp.log1p"
-    )
+    found = ValueRange()
+    for start in range(0, csr.nnz, _BLOCK):
+        found = found.and_also(csr.data[start : min(start + _BLOCK, csr.nnz)])
+    if problems := value_problems(found, wanted, what):
+        raise PerturbZooError(f"{where}: {problems[0]}")
+    return wanted or found.space
 
 
 def filter_cells(obs: pd.DataFrame, expression: str, where: str) -> np.ndarray:
     """Evaluate a filter such as ``"grna_frac > .5 and n_counts >= 500"`` on the obs columns.
 
     Clauses ``column comparison value`` joined by ``and``; nothing else is evaluated, so that a filter read from a
-    checkpoint can do no harm.
+    checkpoint can do no harm. A missing number passes no comparison but ``!=``.
 
     Returns
     -------
@@ -221,14 +248,15 @@ def filter_cells(obs: pd.DataFrame, expression: str, where: str) -> np.ndarray:
             raise PerturbZooError(f"cell_filter '{clause}' is not 'column > value'; join several with 'and'")
         name, comparison, value = found.groups()
         column = require_column(obs, name, "cell_filter", where)
-        if pd.api.types.is_numeric_dtype(column):
+        compare = _COMPARISONS[comparison]
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
             try:
                 threshold = float(value)
             except ValueError:
                 raise PerturbZooError(f"cell_filter '{clause}': column '{name}' is numeric, '{value}' is no number") from None
-            keep &= np.asarray(_COMPARISONS[comparison](column.to_numpy(), threshold), dtype=bool)
+            keep &= compare(column.to_numpy(dtype=float, na_value=np.nan), threshold)
         elif comparison in ("==", "!="):
-            keep &= np.asarray(_COMPARISONS[comparison](column.astype(str).to_numpy(), value.strip("'\"")), dtype=bool)
+            keep &= np.asarray(compare(column.astype(str).to_numpy(dtype=object), value.strip("'\"")), dtype=bool)
         else:
             raise PerturbZooError(f"cell_filter '{clause}': column '{name}' is text; use == or !=")
     return keep
@@ -239,7 +267,7 @@ def row_sums(csr: sparse.csr_matrix) -> np.ndarray:
     sums = np.zeros(csr.shape[0])
     filled = np.flatnonzero(np.diff(csr.indptr))
     if len(filled):
-        sums[filled] = np.add.reduceat(csr.data, csr.indptr[filled], dtype=np.float64)
+        sums[filled] = np.add.reduceat(csr.data[: csr.nnz], csr.indptr[filled], dtype=np.float64)
     return sums
 
 

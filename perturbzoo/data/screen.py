@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from perturbzoo.data import columns
-from perturbzoo.data.reading import check_names, detect_value_space, filter_cells, row_sums, values_as_csr
+from perturbzoo.data.reading import check_unique, detect_value_space, filter_cells, name_of_values, row_sums, values_as_csr
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.perturbation import Condition, parse_conditions
 
@@ -139,15 +139,23 @@ class Screen:
         return [(int(by_rank[k // len(self.contexts)]), int(k % len(self.contexts))) for k in distinct], pair
 
     def keep(self, cells: np.ndarray) -> Screen:
-        """Return the screen of the cells marked in a ``(cells,)`` bool array."""
+        """Return the screen of the cells marked in a ``(cells,)`` bool array, without the contexts and levels it loses."""
         if cells.all():
             return self
+        contexts, context = np.unique(self.context[cells], return_inverse=True)
+        covariate = self.covariate[cells]
+        levels = {}
+        for position, (name, known) in enumerate(self.covariates.items()):
+            used, covariate[:, position] = np.unique(covariate[:, position], return_inverse=True)
+            levels[name] = tuple(known[level] for level in used)
         return replace(
             self,
             values=self.values[cells],
             condition=self.condition[cells],
-            covariate=self.covariate[cells],
-            context=self.context[cells],
+            covariates=levels,
+            covariate=covariate,
+            contexts=[self.contexts[position] for position in contexts],
+            context=context,
             size_factor=self.size_factor[cells],
             obs=self.obs.loc[cells],
         )
@@ -200,7 +208,7 @@ def gene_names(adata: AnnData, wanted: Columns, where: str) -> list[str]:
     """Gene names from the index or from ``gene_key``, translated by ``gene_table`` if one is given."""
     names = adata.var_names.astype(str).tolist()
     if wanted.gene_key:
-        names = columns.require_column(adata.var, wanted.gene_key, "gene_key", where).astype(str).tolist()
+        names = columns.require_column(adata.var, wanted.gene_key, "gene_key", where, "var").astype(str).tolist()
     if wanted.gene_table:
         from perturbzoo.data.genes import map_genes
 
@@ -211,12 +219,7 @@ def gene_names(adata: AnnData, wanted: Columns, where: str) -> list[str]:
                 PerturbZooWarning,
                 stacklevel=2,
             )
-    twice = pd.Index(names)[pd.Index(names).duplicated()].unique()
-    if len(twice):
-        raise PerturbZooError(
-            f"{where}: {len(twice)} gene names occur more than once ({shortened(twice)}); "
-            "call adata.var_names_make_unique(), or choose another column with gene_key"
-        )
+    check_unique(pd.Index(names), "genes", where)
     return names
 
 
@@ -249,13 +252,15 @@ def understand(adata: AnnData, wanted: Columns, where: str, *, own: bool) -> Scr
     PerturbZooError
         See the messages: missing columns, no controls, only controls, bad values, duplicate names.
     """
-    check_names(adata, where)
+    check_unique(adata.obs_names, "cells", where)
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise PerturbZooError(f"{where}: {adata.n_obs} cells x {adata.n_vars} genes: there is nothing to read")
     genes = gene_names(adata, wanted, where)
     values = values_as_csr(adata, wanted.layer, where)
     values = values if own else values.copy()
-    space = detect_value_space(values, wanted.value_space, where)
+    # entries that stand twice in a row count together; log1p of each alone would be wrong
+    values.sum_duplicates()
+    space = detect_value_space(values, wanted.value_space, where, name_of_values(wanted.layer))
     kind = wanted.kind or columns.find_kind(adata.obs) or "knockout"
     conditions, codes, key = read_labels(adata.obs, wanted, where, kind)
     covariates, covariate = match_levels(adata.obs, wanted.covariates, where)
@@ -289,6 +294,14 @@ def understand(adata: AnnData, wanted: Columns, where: str, *, own: bool) -> Scr
 def _choose_cells(screen: Screen, wanted: Columns) -> Screen:
     """Apply the filters, and refuse what is left if it is no screen."""
     where, dropped = screen.where, []
+    control = screen.is_control
+    if not control.any():
+        raise PerturbZooError(
+            f"{where}: no control cells in obs['{screen.condition_key}']: name their label with control_labels "
+            f"(it holds {shortened([str(c) for c in screen.conditions])})"
+        )
+    if control.all():
+        raise PerturbZooError(f"{where}: only control cells in obs['{screen.condition_key}']: nothing was perturbed")
     keep = np.ones(len(screen.condition), dtype=bool)
     if wanted.cell_filter:
         keep = filter_cells(screen.obs, wanted.cell_filter, where)
@@ -298,15 +311,11 @@ def _choose_cells(screen: Screen, wanted: Columns) -> Screen:
     if screen.value_space == "counts" and (empty := keep & (screen.size_factor <= 0)).any():
         warnings.warn(f"{where}: {int(empty.sum())} cells without any count are left out", PerturbZooWarning, stacklevel=4)
         keep &= ~empty
+    for cells, kind in ((control, "control"), (~control, "perturbed")):
+        if not (keep & cells).any():
+            because = f"cell_filter '{wanted.cell_filter}'" if wanted.cell_filter else "leaving out cells without any count"
+            raise PerturbZooError(f"{where}: none of the {int(cells.sum())} {kind} cells remains after {because}")
     screen = screen.keep(keep)
-    control = screen.is_control
-    if not control.any():
-        raise PerturbZooError(
-            f"{where}: no control cells in obs['{screen.condition_key}']: name their label with control_labels "
-            f"(it holds {shortened([str(c) for c in screen.conditions])})"
-        )
-    if control.all():
-        raise PerturbZooError(f"{where}: only control cells in obs['{screen.condition_key}']: nothing was perturbed")
     pairs, pair = screen.pairs()
     sizes = np.bincount(pair[pair >= 0], minlength=len(pairs))
     small = np.flatnonzero(sizes < wanted.min_cells)
