@@ -1,0 +1,9 @@
+"""Figures that take tables and arrays, and return matplotlib axes. Imports matplotlib: import this room where it is used."""
+
+from __future__ import annotations
+
+from perturbzoo.plotting.effects import plot_delta_heatmap, plot_delta_scatter
+from perturbzoo.plotting.scores import plot_score_bars
+from perturbzoo.plotting.training import plot_training_curves
+
+__all__ = ["plot_delta_heatmap", "plot_delta_scatter", "plot_score_bars", "plot_training_curves"]

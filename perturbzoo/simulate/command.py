@@ -61,4 +61,6 @@ def main(arguments: Sequence[str]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     go = write_go_table(adata, output.with_suffix(".go.csv"))
-    print(f"{output}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, {adata.obs['perturbation'].nunique() - 1} conditions\n{go}")
+    print(
+        f"{output}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, {adata.obs['perturbation'].nunique() - 1} conditions\n{go}"
+    )

@@ -188,9 +188,9 @@ def simulate_linear(
     cell_types = np.array([f"line{index + 1}" for index in range(contexts)])
     obs = pd.DataFrame(
         {
-            "perturbation": pd.Categorical.from_codes(condition, categories=conditions),
-            "cell_type": pd.Categorical.from_codes(context, categories=cell_types),
-            "batch": pd.Categorical.from_codes(batch, categories=[f"batch{index + 1}" for index in range(batches)]),
+            "perturbation": pd.Categorical.from_codes(condition, pd.Index(conditions)),
+            "cell_type": pd.Categorical.from_codes(context, pd.Index(cell_types)),
+            "batch": pd.Categorical.from_codes(batch, pd.Index([f"batch{index + 1}" for index in range(batches)])),
             "depth": cell_depth,
         },
         index=[f"cell{index + 1:06d}" for index in range(len(condition))],
