@@ -374,9 +374,10 @@ class PerturbSeqDataModule(LightningDataModule):
         """
         mean = group_means(self._screen.values, groups)
         size = np.array([len(group) for group in groups], dtype=float)[:, None]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            variance = (group_means(self._screen.values, groups, squared=True) - mean**2) * (size / (size - 1))
-        return mean, np.maximum(variance, 0.0)
+        squares = group_means(self._screen.values, groups, squared=True)
+        # rounding may leave a little below 0, or a little above it where there is one cell
+        variance = np.maximum(squares - mean**2, 0.0) * (size / np.maximum(size - 1, 1))
+        return mean, np.where(size > 1, variance, np.nan)
 
     def training_cells(self) -> sparse.csr_matrix:
         """Expression of all training cells and controls, ``(cells, G)`` CSR, log1p-normalised."""

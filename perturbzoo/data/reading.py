@@ -245,7 +245,7 @@ def filter_cells(obs: pd.DataFrame, expression: str, where: str) -> np.ndarray:
     for clause in re.split(r"\s+and\s+", expression.strip()):
         found = _CLAUSE.match(clause)
         if not found:
-            raise PerturbZooError(f"cell_filter '{clause}' is not 'column > value'; join several with 'and'")
+            raise PerturbZooError(f"{where}: cell_filter '{clause}' is not 'column > value'; join several with 'and'")
         name, comparison, value = found.groups()
         column = require_column(obs, name, "cell_filter", where)
         compare = _COMPARISONS[comparison]
@@ -253,12 +253,14 @@ def filter_cells(obs: pd.DataFrame, expression: str, where: str) -> np.ndarray:
             try:
                 threshold = float(value)
             except ValueError:
-                raise PerturbZooError(f"cell_filter '{clause}': column '{name}' is numeric, '{value}' is no number") from None
+                raise PerturbZooError(
+                    f"{where}: cell_filter '{clause}': column '{name}' is numeric, '{value}' is no number"
+                ) from None
             keep &= compare(column.to_numpy(dtype=float, na_value=np.nan), threshold)
         elif comparison in ("==", "!="):
             keep &= np.asarray(compare(column.astype(str).to_numpy(dtype=object), value.strip("'\"")), dtype=bool)
         else:
-            raise PerturbZooError(f"cell_filter '{clause}': column '{name}' is text; use == or !=")
+            raise PerturbZooError(f"{where}: cell_filter '{clause}': column '{name}' is text; use == or !=")
     return keep
 
 
