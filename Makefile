@@ -23,7 +23,7 @@ demo: $(VENV)/installed  ## simulate, train, test and predict; figures and table
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/installed  ## the whole test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --nbmake tests notebooks
 
 lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .
