@@ -27,6 +27,7 @@ DOSE_COLUMNS = ("dose_value", "dose_val", "dose", "concentration")
 TYPE_COLUMNS = ("perturbation_type", "perturbation_method", "modality")
 COVARIATE_COLUMNS = ("cell_type", "cell_line", "celltype", "context", "batch", "gem_group", "stimulation", "replicate")
 
+DEFAULT_KIND = "knockout"
 KIND_OF_TYPE = {
     "crispr-ko": "knockout",
     "crispr": "knockout",
@@ -102,7 +103,7 @@ def find_condition_column(obs: pd.DataFrame, control_labels: Sequence[str], wher
             "'non-targeting'; name the column with condition_key and its control label with control_labels"
         )
     raise PerturbZooError(
-        f"{where}: no obs column that looks like a perturbation; it has {shortened(obs.columns, 12)}; name one with "
+        f"{where}: no obs column that looks like a perturbation; it has {shortened(obs.columns, 12) or 'none'}; name one with "
         "condition_key"
     )
 

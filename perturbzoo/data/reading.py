@@ -18,6 +18,7 @@ from scipy import sparse
 from perturbzoo.errors import PerturbZooError, shortened
 
 if TYPE_CHECKING:
+    import h5py
     from anndata import AnnData
 
     from perturbzoo.data.spec import ValueSpace
@@ -85,12 +86,26 @@ def h5ad_errors(file: Path) -> Iterator[None]:
         raise PerturbZooError(f"{file}: not a readable h5ad file (truncated or damaged?): {first_line}") from error
 
 
+def require_h5ad(opened: h5py.File, file: Path) -> None:
+    """Refuse HDF5 files of other makers."""
+    if "mod" in opened:
+        modalities = ", ".join(opened["mod"])
+        raise PerturbZooError(
+            f"{file}: a MuData file; save one of its modalities ({modalities}) as h5ad: mudata.read(FILE)['rna'].write_h5ad(...)"
+        )
+    if "obs" not in opened or "var" not in opened:
+        raise PerturbZooError(f"{file}: no h5ad file: it holds {shortened(opened) or 'nothing'}, but no 'obs' and 'var'")
+
+
 def read_anndata(path: str | os.PathLike[str]) -> AnnData:
     """Read one h5ad file into memory, or say in one line why it cannot be read."""
     import anndata
+    import h5py
 
     file = h5ad_file(path)
     with h5ad_errors(file):
+        with h5py.File(file, "r") as opened:
+            require_h5ad(opened, file)
         return anndata.read_h5ad(file)
 
 

@@ -261,7 +261,7 @@ def understand(adata: AnnData, wanted: Columns, where: str, *, own: bool) -> Scr
     # entries that stand twice in a row count together; log1p of each alone would be wrong
     values.sum_duplicates()
     space = detect_value_space(values, wanted.value_space, where, name_of_values(wanted.layer))
-    kind = wanted.kind or columns.find_kind(adata.obs) or "knockout"
+    kind = wanted.kind or columns.find_kind(adata.obs) or columns.DEFAULT_KIND
     conditions, codes, key = read_labels(adata.obs, wanted, where, kind)
     covariates, covariate = match_levels(adata.obs, wanted.covariates, where)
     match_on = tuple(wanted.covariates if wanted.match_on is None else wanted.match_on)
