@@ -171,10 +171,12 @@ def read_labels(obs: pd.DataFrame, wanted: Columns, where: str, kind: str) -> tu
         dose_keys = [name for name in columns.DOSE_COLUMNS if name in obs.columns][:1]
     doses = None
     if dose_keys:
-        parts = [columns.require_column(obs, name, "dose_key", where) for name in dose_keys]
-        doses = parts[0] if len(parts) == 1 else parts[0].astype(str).str.cat([part.astype(str) for part in parts[1:]], sep="+")
+        first, *others = (columns.require_column(obs, name, "dose_key", where) for name in dose_keys)
+        for other in others:
+            first = first.astype(str).str.cat(other.astype(str), sep="+")
+        doses = first.tolist()
     try:
-        conditions, codes = parse_conditions(text, separator=wanted.separator, doses=doses, control_labels=labels)
+        conditions, codes = parse_conditions(text.tolist(), separator=wanted.separator, doses=doses, control_labels=labels)
     except PerturbZooError as error:
         raise PerturbZooError(f"{where}, obs['{key}']: {error}") from error
     return conditions, codes, key
