@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that ``perturbzoo --help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +16,12 @@ from perturbzoo.errors import PerturbZooError, PerturbZooWarning
 
 def _train(command: str) -> Callable[[Sequence[str]], None]:
     def run(arguments: Sequence[str]) -> None:
-        from perturbzoo.training import main as train
+        # nothing that an import makes is garbage; looking for some meanwhile takes a second
+        gc.disable()
+        try:
+            from perturbzoo.training import main as train
+        finally:
+            gc.enable()
 
         train([command, *arguments])
 

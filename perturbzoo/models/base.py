@@ -8,10 +8,12 @@ Lightning calls :meth:`PerturbationModel.setup`, which takes the spec from the d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
@@ -51,7 +53,18 @@ class Prediction:
 
 def _own(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters without the entries the command line adds for itself."""
-    return {name: value for name, value in hparams.items() if not name.startswith("_")}
+    return {name: _plain(value) for name, value in hparams.items() if not name.startswith("_")}
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text, NumPy's numbers as Python's, tuples as lists: what a checkpoint may hold."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 class PerturbationModel(LightningModule):
@@ -72,6 +85,7 @@ class PerturbationModel(LightningModule):
         self.spec: DataSpec | None = None
         self.prepared: dict[str, Any] = {}
         self.test_table: pd.DataFrame | None = None
+        self.test_bulks: Pseudobulks | None = None
         self._built = False
         self._source: tuple[str, PerturbationModel] | None = None
         self._data_arguments: dict[str, Any] = {}
@@ -146,15 +160,14 @@ class PerturbationModel(LightningModule):
         """Make the data module read its cells the way this model's data were read."""
         spec, data = self.get_spec(), self.data
         assert data.spec is not None
-        if data.spec.to_json() == spec.to_json():
-            return
-        if stage == "fit":
-            raise PerturbZooError(
-                f"this {type(self).__name__} was trained on other data: training can go on with the same data only; for new "
-                "data make a new model and initialise it from the checkpoint (--init_from)"
-            )
-        data.use_spec(spec)
-        data.setup(stage)
+        if data.spec.to_json() != spec.to_json():
+            if stage == "fit":
+                raise PerturbZooError(
+                    f"this {type(self).__name__} was trained on other data: training can go on with the same data only; for "
+                    "new data make a new model and initialise it from the checkpoint (--init_from)"
+                )
+            data.use_spec(spec)
+            data.setup(stage)
 
     def configure_model(self) -> None:
         if self.spec is None or self._built:
@@ -287,8 +300,8 @@ class PerturbationModel(LightningModule):
         from perturbzoo.models.testing import report_test
 
         assert self._test_sums is not None
-        bulks: Pseudobulks = self._test_sums.compute()
-        self.test_table = report_test(self, bulks, self.data)
+        self.test_bulks = self._test_sums.compute()
+        self.test_table = report_test(self, self.test_bulks, self.data)
         self._test_sums = None
 
     def predict_step(self, batch: PerturbationBatch, batch_idx: int) -> Prediction:
@@ -303,6 +316,9 @@ class PerturbationModel(LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name in ("hyper_parameters", "datamodule_hyper_parameters"):
+            if name in checkpoint:
+                checkpoint[name] = _plain(checkpoint[name])
         checkpoint["perturbzoo"] = {
             "schema": CHECKPOINT_SCHEMA,
             "version": perturbzoo.__version__,

@@ -31,7 +31,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_geometric.nn import SGConv
 
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch
 from perturbzoo.data.datamodule import PerturbSeqDataModule
@@ -170,6 +169,9 @@ class GEARS(ConditionDeltaModel):
     # ------------------------------------------------------------------ the network
 
     def build(self) -> None:
+        # imported here: it takes half a second, which '--help' has no use for
+        from torch_geometric.nn import SGConv
+
         spec, h, choices = self.get_spec(), self.hparams["hidden"], self.choices
         n_genes, n_targets = spec.n_genes, len(self.target_names)
         self._register_graph("coexpression", n_genes)
