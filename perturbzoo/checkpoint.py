@@ -19,7 +19,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> 
     Raises
     ------
     PerturbZooError
-        The file is missing, truncated, holds a pickled object, or was not written by this package.
+        The file is missing, truncated, holds a pickled object, or was not written by this package; there is no such device.
     """
     import torch
 
@@ -27,9 +27,14 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> 
     if not file.is_file():
         raise PerturbZooError(f"{file}: no such checkpoint")
     try:
+        torch.empty(0, device=map_location)
+    except (RuntimeError, AssertionError) as error:
+        raise PerturbZooError(f"device '{map_location}' cannot be used here; give cpu, or cuda where there is a GPU") from error
+    try:
         checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error):
+        # bytes that are no pickle at all end in an operand that does not exist
+        if "Weights only load failed" in str(error) and "Unsupported operand" not in str(error):
             raise PerturbZooError(
                 f"{file}: refused: it holds pickled objects, which could run any code; perturbzoo checkpoints hold tensors, "
                 "numbers and strings only"

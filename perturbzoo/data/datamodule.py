@@ -184,7 +184,7 @@ class PerturbSeqDataModule(LightningDataModule):
 
     def _paths(self) -> list[str]:
         path = self.hparams["path"]
-        return [path] if isinstance(path, str) else list(path or [])
+        return [os.fspath(path)] if isinstance(path, str | os.PathLike) else [os.fspath(part) for part in path or []]
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split and normalise, once."""

@@ -58,9 +58,9 @@ def _own(hparams: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Paths as text, NumPy's numbers as Python's, tuples as lists: what a checkpoint may hold."""
-    if isinstance(value, Mapping):
+    if type(value) is dict:
         return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple):
         return [_plain(part) for part in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -316,7 +316,7 @@ class PerturbationModel(LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name in ("hyper_parameters", "datamodule_hyper_parameters"):
+        for name in ("hyper_parameters", "datamodule_hyper_parameters", "optimizer_states", "lr_schedulers"):
             if name in checkpoint:
                 checkpoint[name] = _plain(checkpoint[name])
         checkpoint["perturbzoo"] = {
