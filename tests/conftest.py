@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# before anything imports torch: tests run beside each other, and threads that wait for a busy core cost more than they bring
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
