@@ -20,11 +20,11 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 import perturbzoo
-from perturbzoo.data.batch import ConditionTable, PerturbationBatch
+from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.data.spec import DataSpec
 from perturbzoo.errors import PerturbZooError
-from perturbzoo.evaluation.metrics import mse, pearson_delta, perturbed_mean
+from perturbzoo.evaluation.metrics import mse, pearson_delta
 from perturbzoo.evaluation.pseudobulk import Pseudobulks, PseudobulkSums
 
 if TYPE_CHECKING:
@@ -148,6 +148,8 @@ class PerturbationModel(LightningModule):
         data = self.data
         assert data.spec is not None
         self._data_arguments = _own(data.hparams)
+        if stage == "fit":
+            self.train()  # a loaded model is in evaluation mode, in which it would not learn what dropout teaches
         if self.trainer.ckpt_path is not None:
             return  # spec and prepared tensors come from the checkpoint
         if self.spec is None:
@@ -168,6 +170,9 @@ class PerturbationModel(LightningModule):
                 )
             data.use_spec(spec)
             data.setup(stage)
+        # the file may name targets that its split did not: they are counted the model's way, or refused by name
+        context = data.table.context.tolist()
+        data.table = encode_conditions(data.conditions, context, self.target_names, spec.default_kind)
 
     def configure_model(self) -> None:
         if self.spec is None or self._built:
@@ -214,7 +219,9 @@ class PerturbationModel(LightningModule):
             )
         axes, theirs = self.parameter_axes(), source.state_dict()
         fresh = []
-        for name, own in self.named_parameters():
+        # running statistics of a batch normalisation belong to its weights
+        running = {name: buffer for name, buffer in self.named_buffers() if ".running_" in name}
+        for name, own in [*self.named_parameters(), *running.items()]:
             value = theirs.get(name)
             kinds = axes.get(name, (None,) * own.ndim)
             fits = value is not None and all(a == b or k for a, b, k in zip(value.shape, own.shape, kinds, strict=True))
@@ -262,9 +269,11 @@ class PerturbationModel(LightningModule):
         self._add(self._val_sums, batch)
 
     def on_validation_epoch_end(self) -> None:
+        from perturbzoo.models.testing import perturbed_reference
+
         assert self._val_sums is not None
         bulks = self._val_sums.compute()
-        reference = self._perturbed_mean()[bulks.context]
+        reference = perturbed_reference(self.data)[bulks.context]
         scores = {
             SELECTION_METRIC: pearson_delta(bulks.predicted, bulks.observed, bulks.control),
             "val/pearson_delta_perturbed_reference": pearson_delta(bulks.predicted, bulks.observed, reference),
@@ -283,10 +292,6 @@ class PerturbationModel(LightningModule):
         assert sums is not None
         prediction = self.evaluate(batch)
         sums.update(batch.table.pair[batch.row], prediction.mean, batch.control, batch.observed)
-
-    def _perturbed_mean(self) -> Any:
-        bulks = self.data.training_pseudobulks()
-        return perturbed_mean(bulks.mean, bulks.contexts, bulks.control_mean)
 
     # ------------------------------------------------------------------ test and prediction
 

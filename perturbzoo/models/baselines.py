@@ -15,6 +15,7 @@ Where controls are matched in several contexts, a pair of the same context is pr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class TrainingMean(Baseline):
 
 
 class MatchingMean(Baseline):
-    """Average the deltas of a condition's targets; a target never perturbed alone counts as the mean single."""
+    """Average the deltas of a condition's targets; a target never perturbed alone counts as the mean training pair."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,6 +136,9 @@ class EmbeddingBaseline(Baseline):
     A condition with a target that has no vector gets the training mean.
     """
 
+    vectors: Tensor
+    has_vector: Tensor
+
     def prepare_from(self, spec: DataSpec, bulks: TrainingPseudobulks) -> dict[str, Any]:
         return embed_targets(self.hparams["embedding"], self.hparams["dimension"], spec, bulks)
 
@@ -149,19 +153,35 @@ class EmbeddingBaseline(Baseline):
 
     def embed(self, table: ConditionTable) -> tuple[Tensor, Tensor]:
         """Shape ``(C, K)``: sum of the targets' vectors; and ``(C,)`` bool: whether every target has one."""
-        present, index = table.present, table.targets.clamp(min=0)
-        vector = (self.vectors[index] * present[..., None]).sum(dim=1)
-        return vector, (self.has_vector[index] | ~present).all(dim=1)
+        acts = table.present & (table.dose > 0)
+        # a screen that is only tested may name targets beyond the model's: they have no vector
+        named = (table.targets >= 0) & (table.targets < len(self.vectors))
+        index = torch.where(named, table.targets, 0)
+        vector = (self.vectors[index] * acts[..., None]).sum(dim=1)
+        return vector, (named & self.has_vector[index] | ~acts).all(dim=1)
+
+    def groups(self, table: ConditionTable) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """One regression for each context: rows of `table` and their vectors, training pairs and theirs, in float64.
+
+        A context without usable training pairs learns from those of all contexts. Rows that cannot be embedded are in no
+        group.
+        """
+        condition, known = self.embed(table)
+        training, usable = self.embed(self.known.table.to(self.vectors.device))
+        context = self.known.table.context.to(self.vectors.device)
+        if not usable.any():
+            return
+        for wanted in table.context[known].unique():
+            same = usable & (context == wanted)
+            rows = torch.nonzero(known & (table.context == wanted)).ravel()
+            columns = torch.nonzero(same if same.any() else usable).ravel()
+            yield rows, condition[rows].double(), columns, training[columns].double()
 
     def weights(self, table: ConditionTable) -> Tensor:
         weights = self.known.mean_weights(table)
-        condition, known = self.embed(table)
-        training, usable = self.embed(self.known.table.to(self.vectors.device))
-        if usable.any() and known.any():
-            weights[known] = 0.0
-            rows = torch.nonzero(known).ravel()
-            columns = torch.nonzero(usable).ravel()
-            weights[rows[:, None], columns] = self.regress(condition[known].double(), training[usable].double()).to(weights)
+        for rows, condition, columns, training in self.groups(table):
+            weights[rows] = 0.0
+            weights[rows[:, None], columns] = self.regress(condition, training).to(weights)
         return weights
 
     def regress(self, condition: Tensor, training: Tensor) -> Tensor:
@@ -187,6 +207,8 @@ class Bilinear(EmbeddingBaseline):
         Ridge penalty, the paper's :math:`\lambda`.
     """
 
+    basis: Tensor
+
     def __init__(self, embedding: str = "pca", dimension: int = 10, penalty: float = 0.1) -> None:
         super().__init__()
         if penalty <= 0:
@@ -208,16 +230,14 @@ class Bilinear(EmbeddingBaseline):
         return weights - weights.mean(dim=1, keepdim=True)  # applied to Y - b
 
     def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
-        _, known = self.embed(table)
-        _, usable = self.embed(self.known.table.to(self.vectors.device))
-        change = self.weights(table) @ self.known.value
-        if not (usable.any() and known.any()):
-            return change, None
+        change = self.known.mean_weights(table) @ self.known.value
         basis = self.basis.double()
-        identity = torch.eye(basis.shape[1]).to(basis)
-        # the gene side: G (G'G + lambda I)^-1 G' applied to the weighted residuals
-        inner = torch.linalg.solve(basis.T @ basis + self.hparams["penalty"] * identity, basis.T @ change[known].double().T)
-        change[known] = (basis @ inner).T.to(change) + self.known.value[usable].mean(dim=0)
+        gram = basis.T @ basis + self.hparams["penalty"] * torch.eye(basis.shape[1]).to(basis)
+        for rows, condition, columns, training in self.groups(table):
+            known = self.known.value[columns].double()
+            # the gene side, G (G'G + lambda I)^-1 G', applied to the weighted residuals
+            inner = torch.linalg.solve(gram, basis.T @ (self.regress(condition, training) @ known).T)
+            change[rows] = ((basis @ inner).T + known.mean(dim=0)).to(change)
         return change, None
 
 

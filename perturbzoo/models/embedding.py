@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -56,8 +57,9 @@ def read_embedding(path: str) -> tuple[list[str], np.ndarray]:
         raise PerturbZooError(f"embedding '{file}': no such file; give 'pca' or the path of a table")
     try:
         names, vectors = _read_table(file)
-    except (ValueError, KeyError, OSError) as error:
-        raise PerturbZooError(f"embedding '{file}' is no table of names and numbers: {str(error).splitlines()[0]}") from error
+    except (ValueError, KeyError, IndexError, OSError, ImportError, BadZipFile) as error:
+        reason = f"{error!s:.200}".strip().split("\n")[0]
+        raise PerturbZooError(f"embedding '{file}' is no table of names and numbers: {reason}") from error
     if vectors.ndim != 2 or len(names) != len(vectors) or not np.isfinite(vectors).all():
         raise PerturbZooError(f"embedding '{file}': expected one finite vector per name, got shape {vectors.shape}")
     if len(set(names)) < len(names):
@@ -100,8 +102,10 @@ def embed_targets(embedding: str, dimension: int, spec: DataSpec, bulks: Trainin
     Raises
     ------
     PerturbZooError
-        The table has no vector for any target of the data.
+        The table has no vector for any target of the data, or `dimension` is no positive number.
     """
+    if dimension < 1:
+        raise PerturbZooError(f"dimension is {dimension}: give 1 or more components")
     if embedding == "pca":
         names: Sequence[str] = spec.genes
         vectors = pseudobulk_pca(bulks, dimension)

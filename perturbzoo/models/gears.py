@@ -35,7 +35,7 @@ from torch.nn import functional
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.data.graphs import Graph, build_graph, coexpression_graph, universe
-from perturbzoo.errors import PerturbZooWarning, shortened
+from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.models.base import ConditionDeltaModel
 from perturbzoo.models.known import TrainingDeltas
 from perturbzoo.perturbation import KINDS
@@ -99,6 +99,8 @@ class GEARS(ConditionDeltaModel):
     """
 
     known: TrainingDeltas
+    informed: Tensor
+    context_centre: Tensor
 
     def __init__(
         self,
@@ -217,9 +219,8 @@ class GEARS(ConditionDeltaModel):
         else:
             nn.init.uniform_(self.head_weight, -bound, bound)
         if self.uses_context:
-            last = self.context_encoder[-1]
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for parameter in self.context_encoder[-1].parameters():
+                nn.init.zeros_(parameter)
 
     @property
     def uses_context(self) -> bool:
@@ -272,10 +273,11 @@ class GEARS(ConditionDeltaModel):
         vectors = self.target_convolution(self.target_embedding(index), self.targets_index, self.targets_weight)
         # a target nobody perturbed, without a perturbed neighbour, has a vector that means nothing
         vectors = torch.where(self.informed[:, None], vectors, self.fallback)
-        acts = vectors[table.targets.clamp(min=0)] + self.kind_embedding(table.kind.clamp(min=0))  # (C, K, h)
+        acts = vectors[table.targets.clamp(min=0)]  # (C, K, h)
         if self.training and self.choices["fallback_rate"] > 0:
             dropped = torch.rand(acts.shape[:2], device=acts.device) < self.choices["fallback_rate"]
             acts = torch.where(dropped[..., None], self.fallback, acts)
+        acts = acts + self.kind_embedding(table.kind.clamp(min=0))
         # dose 1 counts once, dose 0 not at all
         strength = torch.log2(1 + table.dose) * table.present
         condition = self.fuse_mlp((acts * strength[..., None]).sum(dim=1))
@@ -305,9 +307,14 @@ class GEARS(ConditionDeltaModel):
     # ------------------------------------------------------------------ losses
 
     def on_fit_start(self) -> None:
-        bulks = self.data.training_pseudobulks()
+        pairs, per_batch = len(self.data.pairs_of("train")), self.data.hparams["conditions_per_batch"]
+        if self.choices["norm"] == "batch" and pairs // math.ceil(pairs / per_batch) < 2:
+            raise PerturbZooError(
+                f"norm 'batch' (the choice of paper=True) needs two conditions in every batch: {pairs} training conditions with "
+                f"conditions_per_batch {per_batch} leave one alone; raise conditions_per_batch or set norm to 'layer'"
+            )
         if self.choices["residual"]:
-            self.known.fit(bulks)
+            self.known.fit(self.data.training_pseudobulks())
 
     def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
         delta, variance = self.delta(batch.table, batch.context_control)

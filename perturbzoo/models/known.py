@@ -27,7 +27,7 @@ class TrainingDeltas(nn.Module):
     spec
         Names the training pairs.
     singles_only
-        Keep the pairs of a single target alone.
+        Keep the pairs of a single target alone, if there are any.
 
     Attributes
     ----------
@@ -42,7 +42,8 @@ class TrainingDeltas(nn.Module):
     def __init__(self, spec: DataSpec, singles_only: bool = False) -> None:
         super().__init__()
         pairs = [(parse_condition(text), context) for text, context in spec.training_pairs]
-        self._kept = [position for position, (condition, _) in enumerate(pairs) if len(condition) == 1 or not singles_only]
+        singles = [position for position, (condition, _) in enumerate(pairs) if len(condition) == 1]
+        self._kept = singles if singles_only and singles else list(range(len(pairs)))
         conditions = [pairs[position][0] for position in self._kept]
         self._context = torch.tensor([pairs[position][1] for position in self._kept], dtype=torch.int64)
         self.table = encode_conditions(conditions, self._context.tolist(), spec.targets, spec.default_kind)
@@ -50,11 +51,13 @@ class TrainingDeltas(nn.Module):
         for row, key in enumerate(self.keys(self.table)):
             self._rows[key].append(row)
         self.register_buffer("value", torch.zeros(len(conditions), spec.n_genes))
-        single = self.table.present.sum(dim=1) == 1
+        acts, n_contexts = self._acts(self.table), len(spec.contexts)
         everything = torch.ones(len(self), dtype=torch.bool)
-        n_contexts = len(spec.contexts)
         self.register_buffer("_mean", self._means(everything, n_contexts), persistent=False)
-        self.register_buffer("_mean_single", self._means(single if single.any() else everything, n_contexts), persistent=False)
+        single = acts == 1
+        alone = self._means(single if single.any() else everything, n_contexts)
+        # without singles, a combination's change is shared among its targets: their sum is then of the right size
+        self.register_buffer("_mean_single", alone / acts.clamp(min=1), persistent=False)
 
     def __len__(self) -> int:
         return len(self._context)
@@ -77,11 +80,16 @@ class TrainingDeltas(nn.Module):
 
     @staticmethod
     def keys(table: ConditionTable) -> list[Key]:
-        """What makes two conditions the same perturbation: targets, kinds and doses, in any order."""
+        """What makes two conditions the same perturbation: targets, kinds and doses, in any order; dose 0 is no act."""
         return [
-            tuple(sorted((t, k, d) for t, k, d in zip(*act, strict=True) if t >= 0))
+            tuple(sorted((t, k, d) for t, k, d in zip(*act, strict=True) if t >= 0 and d > 0))
             for act in zip(table.targets.tolist(), table.kind.tolist(), table.dose.tolist(), strict=True)
         ]
+
+    @staticmethod
+    def _acts(table: ConditionTable) -> Tensor:
+        """Shape ``(C,)``: how many interventions do anything."""
+        return (table.present & (table.dose > 0)).sum(dim=1)
 
     def mean_weights(self, table: ConditionTable) -> Tensor:
         """``(C, P)``: equal weights on the training pairs of the row's context, or on all for a new context."""
@@ -97,9 +105,11 @@ class TrainingDeltas(nn.Module):
         average
             Average the singles (Systema's matching mean) instead of adding them.
         mean_for_missing
-            Let a target that was never perturbed alone contribute the mean of the training singles (of all training pairs
-            where there are no singles); otherwise it contributes nothing.
+            Let a target that was never perturbed alone contribute a mean, otherwise nothing. In an average, which is on the
+            scale of whole conditions, it is the mean of all training pairs, as in Systema; in a sum, that of the training
+            singles (where there are none: of all training pairs, each divided by its number of targets).
         """
+        mean = self._mean if average else self._mean_single
         weights = self.value.new_zeros(len(table), len(self))
         for row, (key, context) in enumerate(zip(self.keys(table), table.context.tolist(), strict=True)):
             share = 1.0 / len(key) if average and key else 1.0
@@ -109,7 +119,7 @@ class TrainingDeltas(nn.Module):
                     same = [known for known in rows if self._context[known] == context] or rows
                     weights[row, same] += share / len(same)
                 elif mean_for_missing:
-                    weights[row] += share * self._mean_single[context]
+                    weights[row] += share * mean[context]
         return weights
 
     def residual_weights(self, table: ConditionTable) -> Tensor:
@@ -118,6 +128,6 @@ class TrainingDeltas(nn.Module):
         A single does not start from its own delta: nothing would be left to learn from it.
         """
         weights = self.single_weights(table, average=False, mean_for_missing=True)
-        single = table.present.sum(dim=1) == 1
+        single = self._acts(table) == 1
         weights[single] = self._mean_single[table.context[single]]
         return weights

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from perturbzoo.data.batch import encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.evaluation.metrics import perturbed_mean, target_mask
 from perturbzoo.evaluation.pseudobulk import GroupMoments, Pseudobulks, assign_halves, de_sets, split_half
@@ -43,10 +44,7 @@ def report_test(model: PerturbationModel, bulks: Pseudobulks, data: PerturbSeqDa
     described = pd.DataFrame(data.describe_pairs(bulks.pair))
     targets = target_mask([data.conditions[pair].targets for pair in bulks.pair], data_genes(data))
     genes = de_sets(bulks, control_moments(data), targets)
-    training = data.training_pseudobulks()
-    centres = training.mean if len(training.mean) else data.control_mean
-    contexts = training.contexts if len(training.mean) else np.arange(len(data.control_mean))
-    reference = perturbed_mean(centres, contexts, data.control_mean)[bulks.context]
+    reference = perturbed_reference(data)[bulks.context]
     scores = {
         label: score_conditions(
             predicted,
@@ -66,6 +64,17 @@ def report_test(model: PerturbationModel, bulks: Pseudobulks, data: PerturbSeqDa
     return summary
 
 
+def perturbed_reference(data: PerturbSeqDataModule) -> np.ndarray:
+    """Mean profile of the training perturbations of each context, ``(contexts, G)``: what is common to perturbed cells.
+
+    The control mean where the file holds no training cells, as when a trained model meets another screen.
+    """
+    training = data.training_pseudobulks()
+    if not len(training.mean):
+        return data.control_mean
+    return perturbed_mean(training.mean, training.contexts, data.control_mean)
+
+
 def _publish(model: PerturbationModel, scores: dict[str, pd.DataFrame], summary: pd.DataFrame) -> None:
     """Print, write and log the table."""
     name, trainer = type(model).__name__, model.trainer
@@ -79,7 +88,8 @@ def _publish(model: PerturbationModel, scores: dict[str, pd.DataFrame], summary:
     print(format_table(summary))
     print(f"\nper condition: {folder / 'conditions.csv'}\nsummary: {folder / 'summary.csv'}")
     own = summary[summary["model"] == name]
-    values = {f"test/{row.category}/{row.metric}": float(row.mean) for row in own.itertuples()}
+    rows = own[["category", "metric", "mean"]].to_numpy().tolist()
+    values = {f"test/{category}/{metric}": float(mean) for category, metric, mean in rows}
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.global_step)
 
@@ -101,7 +111,8 @@ def baseline_predictions(data: PerturbSeqDataModule, bulks: Pseudobulks, model: 
     if trained != set(spec.training_pairs):
         print("baselines are left out: these data do not hold the cells the model was trained on")
         return {}
-    table = data.table.select(torch.from_numpy(bulks.pair))
+    conditions = [data.conditions[pair] for pair in bulks.pair]
+    context = data.table.context[torch.from_numpy(bulks.pair)].tolist()
     control = torch.as_tensor(bulks.control, dtype=torch.float32)
     predictions = {}
     for name in BASELINES:
@@ -109,6 +120,9 @@ def baseline_predictions(data: PerturbSeqDataModule, bulks: Pseudobulks, model: 
             continue
         baseline = find_model(name)()
         baseline.fit_closed_form(spec, training)
+        # targets that only this file names come last, where no baseline knows them
+        names = list(dict.fromkeys([*baseline.target_names, *model.target_names]))
+        table = encode_conditions(conditions, context, names, spec.default_kind)
         with torch.inference_mode():
             delta, _ = baseline.delta(table, control)
         predictions[name] = bulks.with_prediction(bulks.control + delta.double().numpy())
