@@ -12,6 +12,7 @@ BASELINES = ("NoChange", "TrainingMean", "MatchingMean", "Additive", "Bilinear",
 MODELS: dict[str, str] = {
     **dict.fromkeys(BASELINES, "perturbzoo.models.baselines"),
     "GEARS": "perturbzoo.models.gears",
+    "Ensemble": "perturbzoo.models.ensemble",
 }
 
 __all__ = ["BASELINES", "MODELS", "find_model"]  # and every name in MODELS, imported when first asked for
@@ -26,7 +27,8 @@ def find_model(name: str) -> Any:
         The zoo has no such model.
     """
     if name not in MODELS:
-        raise PerturbZooError(f"no model '{name}' in the zoo{near_matches(name, MODELS)} It has: {', '.join(MODELS)}")
+        near = near_matches(name, MODELS) or ";"
+        raise PerturbZooError(f"no model '{name}' in the zoo{near} it has {', '.join(MODELS)}")
     return getattr(importlib.import_module(MODELS[name]), name)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_cond
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.data.spec import DataSpec
 from perturbzoo.errors import PerturbZooError
+from perturbzoo.evaluation.calibration import conformal_scale
 from perturbzoo.evaluation.metrics import mse, pearson_delta
 from perturbzoo.evaluation.pseudobulk import Pseudobulks, PseudobulkSums
 
@@ -80,8 +81,12 @@ class PerturbationModel(LightningModule):
     handles_time: ClassVar[bool] = False
     """Whether the model makes use of an intervention's onset and offset."""
 
+    variance_scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
+        # makes the intervals cover what they say on the validation conditions; fitted there in every validation of a fit
+        self.register_buffer("variance_scale", torch.ones(()))
         self.spec: DataSpec | None = None
         self.prepared: dict[str, Any] = {}
         self.test_table: pd.DataFrame | None = None
@@ -118,6 +123,11 @@ class PerturbationModel(LightningModule):
     def parameter_axes(self) -> dict[str, tuple[str | None, ...]]:
         """Which axes of which parameters run over ``"gene"`` or ``"target"``: how weights move to another screen."""
         return {}
+
+    @property
+    def predicts_variance(self) -> bool:
+        """Whether predictions come with a variance."""
+        return False
 
     @property
     def target_names(self) -> tuple[str, ...]:
@@ -255,14 +265,28 @@ class PerturbationModel(LightningModule):
 
     def evaluate(self, batch: PerturbationBatch) -> Prediction:
         """``forward`` as validation, test and prediction call it: outside inference mode for a model that differentiates."""
-        if not self.differentiates_in_forward:
-            return self(batch)
-        with torch.inference_mode(False), torch.enable_grad():
-            prediction = self(batch.clone())
-        variance = None if prediction.variance is None else prediction.variance.detach()
+        if self.differentiates_in_forward:
+            with torch.inference_mode(False), torch.enable_grad():
+                prediction = self(batch.clone())
+        else:
+            prediction = self(batch)
+        variance = None if prediction.variance is None else prediction.variance.detach() * self.variance_scale
         return Prediction(prediction.mean.detach(), variance)
 
+    def calibrate(self, bulks: Pseudobulks) -> Pseudobulks:
+        """Fit to the validation pseudobulks what is fitted there, and return them as they are predicted with it.
+
+        Here: the scale of predicted variances, by split conformal prediction.
+        """
+        if bulks.predicted_variance is None:
+            return bulks
+        self.variance_scale.fill_(conformal_scale(bulks))
+        return replace(bulks, predicted_variance=bulks.predicted_variance * float(self.variance_scale))
+
     def on_validation_epoch_start(self) -> None:
+        if self.trainer.state.fn == "fit":
+            # what calibrate() fits is fitted to predictions without it
+            self.variance_scale.fill_(1.0)
         self._val_sums = self._new_sums()
 
     def validation_step(self, batch: PerturbationBatch, batch_idx: int) -> None:
@@ -273,6 +297,8 @@ class PerturbationModel(LightningModule):
 
         assert self._val_sums is not None
         bulks = self._val_sums.compute()
+        if self.trainer.state.fn == "fit":
+            bulks = self.calibrate(bulks)
         reference = perturbed_reference(self.data)[bulks.context]
         scores = {
             SELECTION_METRIC: pearson_delta(bulks.predicted, bulks.observed, bulks.control),
@@ -286,12 +312,12 @@ class PerturbationModel(LightningModule):
 
     def _new_sums(self) -> PseudobulkSums:
         data = self.data
-        return PseudobulkSums(data.control_mean, data.index.context_of_pair).to(self.device)
+        return PseudobulkSums(data.control_mean, data.index.context_of_pair, self.predicts_variance).to(self.device)
 
     def _add(self, sums: PseudobulkSums | None, batch: PerturbationBatch) -> None:
         assert sums is not None
         prediction = self.evaluate(batch)
-        sums.update(batch.table.pair[batch.row], prediction.mean, batch.control, batch.observed)
+        sums.update(batch.table.pair[batch.row], prediction.mean, batch.control, batch.observed, prediction.variance)
 
     # ------------------------------------------------------------------ test and prediction
 

@@ -223,6 +223,10 @@ class GEARS(ConditionDeltaModel):
                 nn.init.zeros_(parameter)
 
     @property
+    def predicts_variance(self) -> bool:
+        return bool(self.hparams["uncertainty"])
+
+    @property
     def uses_context(self) -> bool:
         """Whether the control profile is an input; with a single context it would be a constant."""
         return self.choices["context"] and len(self.get_spec().contexts) > 1

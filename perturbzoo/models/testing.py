@@ -11,6 +11,7 @@ import torch
 
 from perturbzoo.data.batch import encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
+from perturbzoo.evaluation.calibration import calibration_curve, coverage, error_rank_correlation
 from perturbzoo.evaluation.metrics import perturbed_mean, target_mask
 from perturbzoo.evaluation.pseudobulk import GroupMoments, Pseudobulks, assign_halves, de_sets, split_half
 from perturbzoo.evaluation.summary import format_table, summarise
@@ -61,6 +62,8 @@ def report_test(model: PerturbationModel, bulks: Pseudobulks, data: PerturbSeqDa
     summary = summarise(scores)
     if model.trainer.is_global_zero:
         _publish(model, scores, summary)
+        if bulks.predicted_variance is not None:
+            _publish_uncertainty(model, bulks, described)
     return summary
 
 
@@ -92,6 +95,19 @@ def _publish(model: PerturbationModel, scores: dict[str, pd.DataFrame], summary:
     values = {f"test/{category}/{metric}": float(mean) for category, metric, mean in rows}
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.global_step)
+
+
+def _publish_uncertainty(model: PerturbationModel, bulks: Pseudobulks, described: pd.DataFrame) -> None:
+    """Print and write how far the model's intervals can be trusted."""
+    covered = described.assign(coverage_90=coverage(bulks), predicted_rmse=np.sqrt(np.mean(bulks.predicted_variance, axis=1)))
+    by_category = ", ".join(f"{name} {share:.0%}" for name, share in covered.groupby("category")["coverage_90"].mean().items())
+    folder = Path(model.trainer.default_root_dir) / "test"
+    covered.to_csv(folder / "uncertainty.csv", index=False)
+    calibration_curve(bulks).to_csv(folder / "calibration.csv", index=False)
+    print(
+        f"90 % intervals cover {covered['coverage_90'].mean():.0%} of the expressed genes' pseudobulks ({by_category}); "
+        f"predicted and true error of the conditions: Spearman {error_rank_correlation(bulks):.2f}"
+    )
 
 
 def data_genes(data: PerturbSeqDataModule) -> tuple[str, ...]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-import torch
 
 from perturbzoo.data.datamodule import TrainingPseudobulks
 from perturbzoo.data.spec import DataSpec
@@ -65,15 +64,6 @@ def _make_screen(
         training_pairs=tuple((str(condition), int(context)) for condition, (_, context) in zip(conditions, pairs, strict=True)),
     )
     return spec, bulks
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small take four times as long with threads that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
