@@ -19,9 +19,10 @@ from perturbzoo.data import columns
 from perturbzoo.data.batch import ConditionTable, encode_conditions
 from perturbzoo.data.joining import read_files
 from perturbzoo.data.loader import BatchLoader
+from perturbzoo.data.preprocessing import keep_variable_genes, match_spec
 from perturbzoo.data.reading import expand_path, group_means, normalise
 from perturbzoo.data.sampling import CellIndex, ConditionSampler, EveryCellSampler, Sampler, Sampling
-from perturbzoo.data.screen import Columns, Screen, match_levels, understand
+from perturbzoo.data.screen import Columns, Screen, understand
 from perturbzoo.data.source import CSRSource
 from perturbzoo.data.spec import DataSpec, ValueSpace
 from perturbzoo.data.splits import Split, make_split
@@ -157,6 +158,7 @@ class PerturbSeqDataModule(LightningDataModule):
         self.spec: DataSpec | None = None
         self._given_spec: DataSpec | None = None
         self._adata: AnnData | None = None
+        self._bulks: TrainingPseudobulks | None = None
         self._ready = False
 
     @classmethod
@@ -172,6 +174,7 @@ class PerturbSeqDataModule(LightningDataModule):
         Pairs that the model's split does not name are test pairs.
         """
         self._given_spec = spec
+        self._bulks = None
         self._ready = False
 
     # ------------------------------------------------------------------ setting up
@@ -213,9 +216,9 @@ class PerturbSeqDataModule(LightningDataModule):
         else:
             depth = 0.0
         if given is not None:
-            self._match_spec(screen, given)
+            match_spec(screen, given)
         elif self.hparams["n_top_genes"] is not None:
-            self._keep_variable_genes(screen, training)
+            keep_variable_genes(screen, training, self.hparams["n_top_genes"])
 
         context_of_pair = np.array([context for _, context in self._pairs], dtype=np.int64)
         order = np.argsort(pair, kind="stable")
@@ -270,53 +273,11 @@ class PerturbSeqDataModule(LightningDataModule):
             pairs, arguments["values"] = [pairs[pair] for pair in shown["pair"]], shown["value"].tolist()
         return make_split(pairs, **arguments)
 
-    def _match_spec(self, screen: Screen, spec: DataSpec) -> None:
-        """Bring the genes into the model's order; genes the file lacks get the model's mean control expression."""
-        position = {gene: column for column, gene in enumerate(screen.genes)}
-        present = [position[gene] for gene in spec.genes if gene in position]
-        missing = [gene for gene in spec.genes if gene not in position]
-        if not present:
-            raise PerturbZooError(
-                f"{screen.where}: none of its genes is among the model's {spec.n_genes}: are the identifiers of the same kind? "
-                "(gene_key names a var column)"
-            )
-        if screen.value_space != spec.value_space:
-            raise PerturbZooError(
-                f"{screen.where} holds {screen.value_space} values, the model was trained on {spec.value_space}"
-            )
-        values = screen.values[:, present]
-        if missing:
-            absent = np.array([gene not in position for gene in spec.genes])
-            fill = np.tile(spec.control_mean.mean(axis=0)[absent], (values.shape[0], 1))
-            values = sparse.hstack([values, sparse.csr_matrix(fill)], format="csr")
-            back = np.argsort(np.concatenate([np.flatnonzero(~absent), np.flatnonzero(absent)]))
-            values = values[:, back]
-            screen.report.append(
-                f"{len(missing)} of the model's {spec.n_genes} genes are missing: filled with its mean control"
-            )
-        screen.values, screen.genes = sparse.csr_matrix(values, dtype=np.float32), list(spec.genes)
-        # the model's numbers of the levels, not those of this file; -1 for a level it never saw
-        _, screen.covariate = match_levels(screen.obs, list(spec.covariates), screen.where, spec.covariates)
-
-    def _keep_variable_genes(self, screen: Screen, training: np.ndarray) -> None:
-        wanted = self.hparams["n_top_genes"]
-        if wanted >= len(screen.genes):
-            return
-        import anndata
-        import scanpy
-
-        cells = anndata.AnnData(screen.values[training])
-        scanpy.pp.highly_variable_genes(cells, n_top_genes=wanted, flavor="seurat")
-        targets = {target for condition in self.conditions for target in condition.targets}
-        keep = cells.var["highly_variable"].to_numpy() | np.isin(screen.genes, list(targets))
-        screen.report.append(f"genes: {wanted} most variable among training cells, {int(keep.sum())} with the measured targets")
-        screen.values = screen.values[:, np.flatnonzero(keep)]
-        screen.genes = [gene for gene, kept in zip(screen.genes, keep, strict=True) if kept]
-
     def _make_spec(self, screen: Screen, depth: float, control_mean: np.ndarray) -> DataSpec:
         return DataSpec(
             genes=tuple(screen.genes),
-            targets=tuple(sorted({target for condition in self.conditions for target in condition.targets})),
+            # all that the file named, also in conditions too small to be kept: a model may be asked about them
+            targets=tuple(sorted({target for condition in screen.conditions for target in condition.targets})),
             default_kind=screen.kind,
             covariates=screen.covariates,
             match_on=screen.match_on,
@@ -356,16 +317,19 @@ class PerturbSeqDataModule(LightningDataModule):
     # ------------------------------------------------------------------ what models fit from
 
     def training_pseudobulks(self) -> TrainingPseudobulks:
-        """Mean expression of every training pair; one pass over the training cells."""
+        """Mean expression of every training pair; one pass over the training cells, once."""
+        if self._bulks is not None:
+            return self._bulks
         chosen = self.pairs_of("train")
         groups = [self.index.cells_by_pair[pair] for pair in chosen]
-        return TrainingPseudobulks(
+        self._bulks = TrainingPseudobulks(
             conditions=[self.conditions[pair] for pair in chosen],
             contexts=self.index.context_of_pair[chosen],
             mean=group_means(self._screen.values, groups),
             count=np.array([len(group) for group in groups]),
             control_mean=self.control_mean,
         )
+        return self._bulks
 
     def moments(self, groups: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and unbiased variance of the expression of each group of cells, ``(groups, G)`` float64 each.
