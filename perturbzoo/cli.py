@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -108,24 +109,29 @@ def _show_warning(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one line and status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help", "help"):
-        print(_help())
-        return
-    if given[0] in ("-V", "--version"):
-        from perturbzoo import __version__
-
-        print(f"perturbzoo {__version__}")
-        return
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    warnings.showwarning = _show_warning
     try:
+        if not given or given[0] in ("-h", "--help", "help"):
+            print(_help(), flush=True)
+            return
+        if given[0] in ("-V", "--version"):
+            from perturbzoo import __version__
+
+            print(f"perturbzoo {__version__}")
+            return
         if given[0] not in COMMANDS:
             from perturbzoo.errors import near_matches
 
-            raise PerturbZooError(f"no command '{given[0]}'{near_matches(given[0], COMMANDS)} 'perturbzoo --help' lists them")
+            near = near_matches(given[0], COMMANDS) or ";"
+            raise PerturbZooError(f"no command '{given[0]}'{near} 'perturbzoo --help' lists them")
         COMMANDS[given[0]][0](given[1:])
     except PerturbZooError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        # '| head' has read enough; Python would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

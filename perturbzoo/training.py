@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -99,6 +101,7 @@ class ZooCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
+            _check_yaml(args)
             raise PerturbZooError(_in_one_line(str(error))) from error
 
     def _parse_ckpt_path(self) -> None:
@@ -137,7 +140,10 @@ class ZooCLI(LightningCLI):
             callbacks.append(RichProgressBar(leave=False) if sys.stdout.isatty() else EpochLines())
         if config.get("enable_model_summary") is None and not sys.stdout.isatty():
             kwargs["enable_model_summary"] = False
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except ValueError as error:
+            raise PerturbZooError(f"trainer: {' '.join(str(error).split())}") from error
 
     def before_fit(self) -> None:
         path = self.config.fit.init_from
@@ -162,6 +168,17 @@ class ZooCLI(LightningCLI):
             self.datamodule.use_spec(DataSpec.from_json(self.header["spec"]))
 
 
+def _check_yaml(arguments: ArgsType) -> None:
+    """Say which of the configuration files is no YAML: the parser says only that one of them is not."""
+    given = arguments if isinstance(arguments, list) else []
+    for option, file in itertools.pairwise(given):
+        if option in ("--config", "-c") and Path(file).is_file():
+            try:
+                yaml.safe_load(Path(file).read_text())
+            except yaml.YAMLError as error:
+                raise PerturbZooError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
 def _in_one_line(message: str) -> str:
     """The gist of a message of jsonargparse: the key, and what was wrong, without the types and values around it."""
     key, what = "", message
@@ -169,7 +186,7 @@ def _in_one_line(message: str) -> str:
         key, _, what = message.removeprefix('Parser key "').partition('":')
     if "Errors:" in what:
         what = what.partition("Errors:")[2].partition("Given value")[0]
-        reasons = [" ".join(reason.split()) for reason in what.split("\n  - ")]
+        reasons = [" ".join(reason.split()) for reason in re.split(r"\n\s+- ", what)]
         what = "; ".join(reason for reason in reasons if reason and reason != "Expected a <class 'NoneType'>")
     what = " ".join(what.split())
     unknown = what.removeprefix("Expected a dot import path string: ")

@@ -297,7 +297,7 @@ def _row_ranges(csr: sparse.csr_matrix) -> Iterator[tuple[int, int]]:
 
 def group_means(csr: sparse.csr_matrix, groups: Sequence[np.ndarray], squared: bool = False) -> np.ndarray:
     """Mean row (or mean squared row) of each group of rows, ``(groups, columns)``, float64; one pass for all groups."""
-    sizes = np.array([len(group) for group in groups])
+    sizes = np.array([len(group) for group in groups], dtype=np.int64)
     members = np.concatenate([*groups, np.zeros(0, dtype=np.int64)])
     weights = np.repeat(1.0 / np.maximum(sizes, 1), sizes)
     group = np.repeat(np.arange(len(groups)), sizes)
