@@ -58,6 +58,14 @@ class Baseline(ConditionDeltaModel):
         """What beside the deltas goes into the checkpoint: embeddings."""
         return {}
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer.world_size > 1:
+            raise PerturbZooError(
+                f"{type(self).__name__} is solved in closed form, by one process: fit it with --trainer.devices 1 "
+                "(validate and test take any number)"
+            )
+        super().setup(stage)
+
     def on_fit_start(self) -> None:
         self.known.fit(self.data.training_pseudobulks())
 
