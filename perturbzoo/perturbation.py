@@ -253,9 +253,9 @@ def parse_condition(
         raise PerturbZooError(f"condition {_show(text)}: {error}") from None
 
 
-def parse_condition_list(text: str) -> list[Condition]:
+def parse_condition_list(text: str, *, separator: str | None = None, control_labels: Collection[str] = ()) -> list[Condition]:
     """Read conditions separated by commas, ``KLF1+CEBPA,SET[2,6]``: a comma in a window or in quotes does not count."""
-    return [parse_condition(part) for part in _split(text, (",",))]
+    return [parse_condition(part, separator=separator, control_labels=control_labels) for part in _split(text, (",",))]
 
 
 def parse_conditions(

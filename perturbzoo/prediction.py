@@ -6,34 +6,37 @@ same numbers; the file is written as it is predicted and takes its name only whe
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
+from torch import Tensor
 
 import perturbzoo
-from perturbzoo.data.batch import PerturbationBatch, encode_conditions
+from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_conditions
 from perturbzoo.data.query import QueryCells, read_query
+from perturbzoo.data.reading import expand_path
+from perturbzoo.data.requests import Conditions, read_conditions
 from perturbzoo.data.source import BufferPool, CSRSource
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
-from perturbzoo.perturbation import Condition, parse_condition, parse_condition_list
+from perturbzoo.h5ad import new_h5ad
+from perturbzoo.perturbation import Condition
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from perturbzoo.models.base import PerturbationModel
+    from perturbzoo.models.base import ConditionDeltaModel, PerturbationModel
 
-_CHUNK_VALUES = 1 << 23  # cells x genes predicted at a time
-
-ConditionsArgument = str | Condition | Sequence[str | Condition] | pd.DataFrame
+_CHUNK_VALUES = 1 << 22  # cells x genes predicted and written at a time
+_REQUESTS = 8  # changes computed at a time where cells change alike
 
 
 @dataclass
@@ -45,69 +48,44 @@ class Plan:
     query
         The control cells, read the model's way.
     requests
-        (condition, context of the query) pairs, in the order of the output.
-    cells
-        For each request the rows of `query` to predict, ``(n,)`` int64; a single -1 for the context's mean.
+        Distinct (condition, context of the query) pairs, in the order of the output.
+    request, cell
+        Shape ``(N,)``, int64: each row's position in `requests`, and its row of `query`.
     """
 
     query: QueryCells
     requests: list[tuple[Condition, int]]
-    cells: list[np.ndarray]
+    request: np.ndarray
+    cell: np.ndarray
 
     def __len__(self) -> int:
-        return sum(len(rows) for rows in self.cells)
+        return len(self.cell)
 
+    @property
+    def rows_at_a_time(self) -> int:
+        """How many rows are predicted and written at a time."""
+        return max(1, min(len(self), _CHUNK_VALUES // len(self.query.fill)))
 
-@dataclass
-class Chunk:
-    """Predictions of consecutive rows of the plan, ``(B, G)`` float32 each: mean, its change from the control, its error."""
+    def averaged(self) -> Plan:
+        """The plan of one row for each request, in which the mean of a context's cells stands for them."""
+        context = np.array([context for _, context in self.requests])
+        return Plan(self.query.averaged(), self.requests, np.arange(len(context)), context)
 
-    start: int
-    mean: np.ndarray
-    delta: np.ndarray
-    std: np.ndarray | None
-
-
-def read_conditions(conditions: ConditionsArgument) -> tuple[list[Condition], pd.DataFrame]:
-    """Read conditions from ``"A+B,C"``, a list, a table, or the path of a CSV file.
-
-    A table has a column ``condition``, maybe ``dose``, and any covariates of the model.
-
-    Returns
-    -------
-    conditions
-        One per row.
-    covariates
-        The table's other columns, as text; no columns where only conditions were given.
-    """
-    if isinstance(conditions, str) and conditions.lower().endswith((".csv", ".tsv")):
-        file = Path(os.path.expandvars(conditions))
-        if not file.is_file():
-            raise PerturbZooError(f"conditions: {file}: no such file")
-        conditions = pd.read_csv(file, sep="\t" if file.suffix == ".tsv" else ",", dtype=str)
-    if isinstance(conditions, pd.DataFrame):
-        table = conditions.astype(str)
-        if "condition" not in table.columns:
-            raise PerturbZooError(f"conditions: the table has no column 'condition'; it has {shortened(table.columns)}")
-        doses = table["dose"] if "dose" in table.columns else [None] * len(table)
-        parsed = [parse_condition(text, dose=dose) for text, dose in zip(table["condition"], doses, strict=True)]
-        return parsed, table.drop(columns=["condition", "dose"], errors="ignore").reset_index(drop=True)
-    if isinstance(conditions, str):
-        parsed = parse_condition_list(conditions)
-    elif isinstance(conditions, Condition):
-        parsed = [conditions]
-    else:
-        parsed = [item if isinstance(item, Condition) else parse_condition(item) for item in conditions]
-    return parsed, pd.DataFrame(index=range(len(parsed)))
+    def obs(self) -> pd.DataFrame:
+        """Condition, covariates and control cell of each row."""
+        names = pd.Categorical([str(condition) for condition, _ in self.requests])
+        obs = self.query.obs.iloc[self.cell].reset_index(drop=True)
+        obs.insert(0, "condition", pd.Series(names[self.request]))
+        obs["control_cell"] = pd.Categorical.from_codes(self.cell, self.query.obs.index)
+        return obs.set_axis("predicted_" + obs.index.astype(str))
 
 
 def make_plan(
     model: PerturbationModel,
-    controls: AnnData | str,
-    conditions: ConditionsArgument,
-    n_cells: int | None = None,
-    pseudobulk: bool = False,
-    seed: int = 0,
+    controls: AnnData | str | os.PathLike[str],
+    conditions: Conditions,
+    n_cells: int | None,
+    seed: int,
 ) -> Plan:
     """Read the control cells and decide which of them to predict under which condition.
 
@@ -115,114 +93,209 @@ def make_plan(
     """
     if n_cells is not None and n_cells < 1:
         raise PerturbZooError(f"n_cells is {n_cells}: give 1 or more, or leave it out for every control cell")
-    parsed, covariates = read_conditions(conditions)
-    if not parsed:
+    if seed < 0:
+        raise PerturbZooError(f"seed is {seed}: give 0 or more")
+    spec, data = model.get_spec(), model._data_arguments
+    wanted = read_conditions(conditions, data.get("separator"), data.get("control_labels") or ())
+    if not wanted:
         raise PerturbZooError("conditions: none given; write them as 'KLF1+CEBPA,SET'")
-    query = read_query(controls, model.get_spec())
-    requests: list[tuple[Condition, int]] = []
-    for position, condition in enumerate(parsed):
-        wanted = covariates.iloc[position].to_dict()
-        contexts = query.contexts_with(wanted)
-        if not contexts:
-            raise PerturbZooError(f"condition '{condition}': no control cells with {wanted}; the query has {query.labels()}")
-        requests += [(condition, context) for context in contexts]
-    # refuses unknown targets before anything is computed
-    encode_conditions([c for c, _ in requests], [0] * len(requests), model.target_names, model.get_spec().default_kind)
-    timed = [str(c) for c, _ in requests if any(act.onset != 0 or np.isfinite(act.offset) for act in c)]
+    _check_conditions(model, [condition for condition, _ in wanted])
+    query = read_query(controls, spec, data)
+    # the same condition spelled in two ways is one
+    requests: dict[tuple[Condition, int], tuple[Condition, int]] = {}
+    twice = []
+    for condition, covariates in wanted:
+        found = {(condition.with_defaults(spec.default_kind), at): (condition, at) for at in query.contexts_with(covariates)}
+        if found.keys() <= requests.keys():
+            twice.append(str(condition))
+        requests |= {key: request for key, request in found.items() if key not in requests}
+    if twice:
+        message = f"conditions: {shortened(twice)} named more than once, predicted once"
+        warnings.warn(message, PerturbZooWarning, stacklevel=4)
+    used = sorted({context for _, context in requests.values()})
+    pools = {context: query.cells_of(context) for context in used}
+    if n_cells is not None:
+        _draw(pools, n_cells, query, seed)
+    cells = [pools[context] for _, context in requests.values()]
+    request = np.repeat(np.arange(len(cells)), [len(rows) for rows in cells])
+    return Plan(query, list(requests.values()), request, np.concatenate(cells))
+
+
+def _draw(pools: dict[int, np.ndarray], n_cells: int, query: QueryCells, seed: int) -> None:
+    """Draw cells of each context: the same for every condition, so that conditions differ by what was done alone."""
+    for context, pool in pools.items():
+        if len(pool) < n_cells:
+            label = f" of {query.labels()[context]}" if query.match_on else ""
+            message = f"there are {len(pool)} control cells{label}, fewer than n_cells {n_cells}: some are predicted repeatedly"
+            warnings.warn(message, PerturbZooWarning, stacklevel=5)
+        # with replacement only where there are too few: the same cell twice tells nothing new
+        generator = np.random.default_rng([seed, context])
+        pools[context] = generator.choice(pool, n_cells, replace=len(pool) < n_cells)
+
+
+def _check_conditions(model: PerturbationModel, conditions: Sequence[Condition]) -> None:
+    """Refuse unknown targets before anything is read, and say which settings the model cannot follow."""
+    encode_conditions(conditions, [0] * len(conditions), model.target_names, model.get_spec().default_kind)
+    timed = [str(c) for c in conditions if any(act.onset != 0 or np.isfinite(act.offset) for act in c)]
     if timed and not model.handles_time:
-        warnings.warn(
-            f"{type(model).__name__} has no time: the windows of {shortened(timed)} are ignored",
-            PerturbZooWarning,
-            stacklevel=2,
-        )
-    generator = np.random.default_rng(seed)
-    cells = []
-    for _, context in requests:
-        pool = query.cells_of(context)
-        if pseudobulk:
-            cells.append(np.array([-1]))
-        elif n_cells is None:
-            cells.append(pool)
-        else:
-            # with replacement only where there are too few: the same cell twice tells nothing new
-            cells.append(generator.choice(pool, n_cells, replace=len(pool) < n_cells))
-    return Plan(query, requests, cells)
+        message = f"{type(model).__name__} has no time: the windows of {shortened(timed)} are ignored"
+        warnings.warn(message, PerturbZooWarning, stacklevel=4)
 
 
-def run(model: PerturbationModel, plan: Plan) -> Iterator[Chunk]:
-    """Predict the plan's rows in order, a bounded number at a time."""
+def _shifts(model: PerturbationModel) -> TypeGuard[ConditionDeltaModel]:
+    """Whether every cell of a condition and context changes alike."""
+    from perturbzoo.models.base import ConditionDeltaModel
+
+    own_forward = type(model).forward is not ConditionDeltaModel.forward
+    return isinstance(model, ConditionDeltaModel) and not own_forward and not model.differentiates_in_forward
+
+
+Rows = tuple[slice, dict[str, np.ndarray]]
+
+
+def run(model: PerturbationModel, plan: Plan) -> Iterator[Rows]:
+    """Predict the plan's rows in order, a bounded number at a time.
+
+    Yields
+    ------
+    rows
+        Which rows of the plan these are.
+    values
+        ``(B, G)`` float32 each: ``X``, ``delta``, the change from the control, and its standard error ``std`` where the
+        model has one.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
     spec, query = model.get_spec(), plan.query
-    request = np.repeat(np.arange(len(plan.requests)), [len(rows) for rows in plan.cells])
-    cells = np.concatenate(plan.cells)
-    n_context = np.array([context for _, context in plan.requests])
-    known = query.known_context[n_context]  # the model's index of each request's context
-    table = encode_conditions([c for c, _ in plan.requests], known.tolist(), model.target_names, spec.default_kind)
+    context = np.array([context for _, context in plan.requests])
+    table = encode_conditions(
+        [condition for condition, _ in plan.requests],
+        query.known_context[context].tolist(),
+        model.target_names,
+        spec.default_kind,
+    )
+    context_control = torch.from_numpy(query.control_mean[context])
+    change = _changes(model, table, context_control) if _shifts(model) else None
     source, pool = CSRSource(query.values), BufferPool(spec.n_genes)
-    size = max(1, _CHUNK_VALUES // spec.n_genes)
+    was_training = model.training
     model.eval()
-    for start in range(0, len(cells), size):
-        rows, wanted = cells[start : start + size], request[start : start + size]
-        control = pool.take(len(rows))
-        distinct, row = np.unique(wanted, return_inverse=True)
-        if rows[0] < 0:
-            control[:] = query.control_mean[n_context[wanted]]
-        else:
-            source.gather(rows, control)
-        size_factor = torch.as_tensor(query.size_factor[rows], dtype=torch.float32)
-        batch = PerturbationBatch(
-            expression=None,
-            control=torch.from_numpy(control),
-            row=torch.from_numpy(row),
-            table=table.select(torch.from_numpy(distinct)),
-            context_control=torch.as_tensor(query.control_mean[n_context[distinct]], dtype=torch.float32),
-            size_factor=size_factor,
-            control_size_factor=size_factor,
-            covariates=torch.from_numpy(query.covariate[rows]),
-            cell=torch.from_numpy(rows),
-            control_cell=torch.from_numpy(rows),
-            depth=spec.depth,
-        )
+    try:
+        starts = range(0, len(plan), plan.rows_at_a_time)
+        console = Console(stderr=True)
+        quiet = len(starts) < 3 or not console.is_terminal
+        for start in track(starts, "predicting", console=console, disable=quiet):
+            rows = slice(start, min(start + plan.rows_at_a_time, len(plan)))
+            cells = plan.cell[rows]
+            requests, row = np.unique(plan.request[rows], return_inverse=True)
+            control = pool.take(len(cells))
+            source.gather(cells, control)
+            control += query.fill
+            if change is not None:
+                values = {name: value[row] for name, value in change(requests).items()}
+                values["X"] = np.add(values["delta"], control)
+            else:
+                size_factor = torch.as_tensor(query.size_factor[cells], dtype=torch.float32)
+                batch = PerturbationBatch(
+                    expression=None,
+                    control=torch.from_numpy(control),
+                    row=torch.from_numpy(row),
+                    table=table.select(torch.from_numpy(requests)),
+                    context_control=context_control[requests],
+                    size_factor=size_factor,
+                    control_size_factor=size_factor,
+                    covariates=torch.from_numpy(query.covariate[cells]),
+                    cell=torch.from_numpy(cells),
+                    control_cell=torch.from_numpy(cells),
+                    depth=spec.depth,
+                )
+                with torch.inference_mode():
+                    prediction = model.evaluate(batch.to(model.device))
+                values = _numpy(prediction.mean, prediction.variance, "X")
+                values["delta"] = values["X"] - control
+                # this frame must not keep the buffer in use while the next chunk is gathered
+                del batch, prediction
+            yield rows, values
+            del control, values
+    finally:
+        model.train(was_training)
+
+
+def _numpy(mean: Tensor, variance: Tensor | None, name: str) -> dict[str, np.ndarray]:
+    values = {name: mean.float().cpu().numpy()}
+    if variance is not None:
+        values["std"] = variance.float().sqrt().cpu().numpy()
+    return values
+
+
+def _changes(
+    model: ConditionDeltaModel, table: ConditionTable, context_control: Tensor
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """The changes ``(C, G)`` of consecutive requests, each computed once however many cells it is predicted for."""
+
+    @functools.lru_cache(maxsize=1)  # consecutive chunks share one block at most
+    def of_block(number: int) -> dict[str, np.ndarray]:
+        rows = torch.arange(number * _REQUESTS, min((number + 1) * _REQUESTS, len(table)))
         with torch.inference_mode():
-            prediction = model.evaluate(batch.to(model.device))
-        mean = prediction.mean.float().cpu().numpy()
-        variance = prediction.variance
-        yield Chunk(start, mean, mean - control, None if variance is None else variance.float().sqrt().cpu().numpy())
-        del batch, control
+            delta, variance = model.delta(table.select(rows).to(model.device), context_control[rows].to(model.device))
+        return _numpy(delta, variance, "delta")
+
+    def of(requests: np.ndarray) -> dict[str, np.ndarray]:
+        first, last = int(requests[0]) // _REQUESTS, int(requests[-1]) // _REQUESTS
+        blocks = [of_block(number) for number in range(first, last + 1)]
+        return {name: np.concatenate([block[name] for block in blocks])[requests - first * _REQUESTS] for name in blocks[0]}
+
+    return of
 
 
-def _obs(plan: Plan) -> pd.DataFrame:
-    """Condition, covariates and control cell of each predicted row."""
-    request = np.repeat(np.arange(len(plan.requests)), [len(rows) for rows in plan.cells])
-    cells = np.concatenate(plan.cells)
-    names = np.array([str(condition) for condition, _ in plan.requests])
-    context = np.array([context for _, context in plan.requests])[request]
-    obs = pd.DataFrame({"condition": pd.Categorical(names[request])})
-    for position, name in enumerate(plan.query.match_on):
-        levels = np.array([levels[position] for levels in plan.query.contexts])
-        obs[name] = pd.Categorical(levels[context])
-    averaged = cells < 0
-    obs["control_cell"] = np.where(averaged, "mean of controls", plan.query.names[cells])
-    obs["n_control_cells"] = np.where(averaged, plan.query.cells_per_context()[context], 1)
-    obs.index = pd.Index([f"predicted_{number}" for number in range(len(obs))])
-    return obs
+def _averages(model: PerturbationModel, plan: Plan) -> Iterator[Rows]:
+    """Predict the plan's rows and yield their mean for each request, all at once."""
+    size = np.bincount(plan.request)[:, None]
+    sums: dict[str, np.ndarray] = {}
+    for rows, values in run(model, plan):
+        requests, first = np.unique(plan.request[rows], return_index=True)
+        for name, block in values.items():
+            if name not in sums:
+                sums[name] = np.zeros((len(size), block.shape[1]))
+            sums[name][requests] += np.add.reduceat(block, first, axis=0, dtype=np.float64)
+    yield slice(0, len(size)), {name: (total / size).astype(np.float32) for name, total in sums.items()}
 
 
-def _provenance(model: PerturbationModel, seed: int) -> dict[str, Any]:
-    spec = model.get_spec().to_json()
-    return {
+def _start(
+    model: PerturbationModel,
+    controls: AnnData | str | os.PathLike[str],
+    conditions: Conditions,
+    n_cells: int | None,
+    pseudobulk: bool,
+    seed: int,
+) -> tuple[AnnData, Iterator[Rows]]:
+    """The result without its matrices, and their rows, which are not computed yet."""
+    from anndata import AnnData
+
+    if n_cells is not None and pseudobulk:
+        raise PerturbZooError("n_cells and pseudobulk exclude each other: a pseudobulk is made of every control cell")
+    plan = make_plan(model, controls, conditions, n_cells, seed)
+    rows = run(model, plan)
+    if pseudobulk:
+        cells, plan = plan, plan.averaged()
+        # where cells change alike, the prediction of their mean is the mean of their predictions
+        rows = run(model, plan) if _shifts(model) else _averages(model, cells)
+    spec = model.get_spec()
+    provenance = {
         "model": type(model).__name__,
         "version": perturbzoo.__version__,
-        "data_hash": hashlib.sha256(spec.encode()).hexdigest(),
+        "data_hash": hashlib.sha256(spec.to_json().encode()).hexdigest(),
         "value_space": "log1p-normalised",
-        "depth": model.get_spec().depth,
+        "depth": spec.depth,
         "seed": seed,
     }
+    return AnnData(obs=plan.obs(), var=pd.DataFrame(index=pd.Index(spec.genes)), uns={"perturbzoo": provenance}), rows
 
 
 def predict(
     model: PerturbationModel,
-    controls: AnnData | str,
-    conditions: ConditionsArgument,
+    controls: AnnData | str | os.PathLike[str],
+    conditions: Conditions,
     *,
     n_cells: int | None = None,
     pseudobulk: bool = False,
@@ -238,45 +311,44 @@ def predict(
         Control cells, or a whole screen, of which the control cells are used: an AnnData or an h5ad file.
     conditions
         ``"KLF1+CEBPA,SET"``, a list of such strings, the path of a CSV file with a column ``condition`` (and ``dose``, and
-        covariates that say in which contexts to predict), or such a table.
+        covariates that say in which contexts to predict), or such a table. A condition is predicted once, however often it
+        is named.
     n_cells
-        Control cells for each condition and context, drawn with `seed`; None for all of them.
+        Control cells in each context, drawn with `seed`, the same for every condition; None for all of them.
     pseudobulk
-        Predict the mean control profile of each context instead of cells.
+        Predict one mean profile for each condition and context instead of cells.
     seed
         Seed of the draw.
 
     Returns
     -------
     AnnData with ``X`` the predicted log1p-normalised expression, layer ``delta`` the change from each control, layer
-    ``std`` its standard error where the model has one, ``obs`` the condition and covariates, ``uns["perturbzoo"]`` where it
-    came from. It is held in memory; :func:`write_predictions` streams to a file.
+    ``std`` its standard error where the model has one, ``obs`` the condition, the covariates and the control cell that was
+    predicted from, ``uns["perturbzoo"]`` where it came from (``data_hash`` is the SHA-256 of the model's data spec). It is
+    held in memory; :func:`write_predictions` streams to a file.
 
     Raises
     ------
     PerturbZooError
-        An unknown target or covariate level, no control cells, no common genes.
+        An unknown target or covariate level, no control cells, no common genes; see also
+        :func:`perturbzoo.data.query.read_query`.
     """
-    import anndata
-
-    plan = make_plan(model, controls, conditions, n_cells, pseudobulk, seed)
-    chunks = list(run(model, plan))
-    adata = anndata.AnnData(
-        np.concatenate([chunk.mean for chunk in chunks]),
-        obs=_obs(plan),
-        var=pd.DataFrame(index=pd.Index(model.get_spec().genes)),
-        layers={"delta": np.concatenate([chunk.delta for chunk in chunks])},
-        uns={"perturbzoo": _provenance(model, seed)},
-    )
-    if chunks[0].std is not None:
-        adata.layers["std"] = np.concatenate([chunk.std for chunk in chunks if chunk.std is not None])
+    adata, chunks = _start(model, controls, conditions, n_cells, pseudobulk, seed)
+    arrays: dict[str, np.ndarray] = {}
+    for rows, values in chunks:
+        for name, block in values.items():
+            if name not in arrays:
+                arrays[name] = np.empty(adata.shape, dtype=np.float32)
+            arrays[name][rows] = block
+    adata.X = arrays.pop("X")
+    adata.layers.update(arrays)
     return adata
 
 
 def write_predictions(
     model: PerturbationModel,
-    controls: AnnData | str,
-    conditions: ConditionsArgument,
+    controls: AnnData | str | os.PathLike[str],
+    conditions: Conditions,
     output: str | os.PathLike[str],
     *,
     n_cells: int | None = None,
@@ -285,7 +357,8 @@ def write_predictions(
 ) -> Path:
     """Predict as :func:`predict` does and write the same numbers to an h5ad file, chunk by chunk.
 
-    The file appears under its name when it is whole; on any failure nothing is left behind.
+    The file appears under its name when it is whole; on any failure nothing is left behind, and what had that name before
+    stays as it was. ``X`` is stored as it is, the layers compressed.
 
     Parameters
     ----------
@@ -301,56 +374,10 @@ def write_predictions(
     PerturbZooError
         As :func:`predict`, and where the folder cannot be written or the disk is full.
     """
-    import anndata
-    import h5py
-    from rich.progress import track
-
-    file = Path(os.path.expandvars(os.fspath(output)))
-    if not file.parent.is_dir():
-        raise PerturbZooError(f"{file}: the folder {file.parent} does not exist")
-    if not os.access(file.parent, os.W_OK):
-        raise PerturbZooError(f"{file}: the folder {file.parent} cannot be written to")
-    plan = make_plan(model, controls, conditions, n_cells, pseudobulk, seed)
-    genes = model.get_spec().genes
-    shape = (len(plan), len(genes))
-    temporary = file.with_name(f".{file.name}.part")
-    try:
-        # everything but the values first: a small AnnData whose X and layers are then replaced by streamed datasets
-        empty = anndata.AnnData(
-            sparse.csr_matrix(shape, dtype=np.float32),
-            obs=_obs(plan),
-            var=pd.DataFrame(index=pd.Index(genes)),
-            uns={"perturbzoo": _provenance(model, seed)},
-        )
-        empty.write_h5ad(temporary)
-        with h5py.File(temporary, "r+") as store:
-            del store["X"]
-            datasets: dict[str, h5py.Dataset] = {}
-            steps = -(-shape[0] // max(1, _CHUNK_VALUES // shape[1]))
-            for chunk in track(run(model, plan), total=steps, description="predicting", disable=steps < 3):
-                arrays: Mapping[str, np.ndarray | None] = {
-                    "X": chunk.mean,
-                    "layers/delta": chunk.delta,
-                    "layers/std": chunk.std,
-                }
-                for key, values in arrays.items():
-                    if values is None:
-                        continue
-                    if key not in datasets:
-                        datasets[key] = _dense_dataset(store, key, shape)
-                    datasets[key][chunk.start : chunk.start + len(values)] = values
-        os.replace(temporary, file)
-    except OSError as error:
-        raise PerturbZooError(f"{file}: could not be written: {error.strerror or str(error).splitlines()[0]}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return file
-
-
-def _dense_dataset(store: Any, key: str, shape: tuple[int, int]) -> Any:
-    """An empty dense matrix as the h5ad format describes it."""
-    rows = max(1, min(shape[0], (1 << 18) // shape[1]))
-    dataset = store.create_dataset(key, shape=shape, dtype=np.float32, chunks=(rows, shape[1]))
-    dataset.attrs["encoding-type"] = "array"
-    dataset.attrs["encoding-version"] = "0.2.0"
-    return dataset
+    with new_h5ad(output) as writer:
+        adata, chunks = _start(model, controls, conditions, n_cells, pseudobulk, seed)
+        writer.start(adata)
+        for rows, values in chunks:
+            for name, block in values.items():
+                writer.put(name, rows, block)
+    return expand_path(output)

@@ -97,7 +97,7 @@ def encode_conditions(
             if act.target not in index:
                 raise PerturbZooError(
                     f"condition '{condition}': target '{act.target}' was never named in the training data"
-                    f"{near_matches(act.target, index)} A target outside the training data needs a model with an "
+                    f"{near_matches(act.target, index) or '.'} A target outside the training data needs a model with an "
                     "embedding or a graph that contains it"
                 )
             table.targets[row, column] = index[act.target]

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from perturbzoo.data import columns
-from perturbzoo.data.reading import check_unique, detect_value_space, group_means, normalise, read_anndata, values_as_csr
+from perturbzoo.data.genes import map_genes
+from perturbzoo.data.reading import (
+    check_unique,
+    detect_value_space,
+    expand_path,
+    filter_cells,
+    group_means,
+    name_of_values,
+    normalise,
+    read_anndata,
+    row_sums,
+    values_as_csr,
+)
 from perturbzoo.data.screen import find_contexts, match_levels, size_factors
 from perturbzoo.data.spec import DataSpec
-from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
+from perturbzoo.errors import PerturbZooError, PerturbZooWarning, near_matches, shortened
+from perturbzoo.perturbation import parse_condition
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,9 +42,12 @@ class QueryCells:
     Attributes
     ----------
     values
-        Shape ``(cells, G)``, CSR float32, log1p-normalised, genes in the spec's order.
-    names
-        Shape ``(cells,)``: cell names.
+        Shape ``(cells, G)``, CSR float32, log1p-normalised, genes in the spec's order; nothing for genes the query lacks.
+    fill
+        Shape ``(G,)``, float32, to be added to every cell: the model's mean control expression where the query lacks a gene,
+        0 elsewhere.
+    obs
+        The model's covariates, one row per cell; its index holds the cells' names.
     match_on, contexts, context
         As in :class:`perturbzoo.data.screen.Screen`, for the query's own contexts.
     known_context
@@ -40,11 +57,12 @@ class QueryCells:
     size_factor
         Shape ``(cells,)``, counts; zeros where the model was trained on log1p values.
     control_mean
-        Shape ``(contexts, G)``, float32: mean profile of each context.
+        Shape ``(contexts, G)``, float32: mean profile of each context, with `fill`.
     """
 
     values: sparse.csr_matrix
-    names: np.ndarray
+    fill: np.ndarray
+    obs: pd.DataFrame
     match_on: tuple[str, ...]
     contexts: list[tuple[str, ...]]
     context: np.ndarray
@@ -57,135 +75,252 @@ class QueryCells:
         """Rows of the cells of a context."""
         return np.flatnonzero(self.context == context)
 
-    def cells_per_context(self) -> np.ndarray:
-        """Shape ``(contexts,)``."""
-        return np.bincount(self.context, minlength=len(self.contexts))
-
     def contexts_with(self, wanted: Mapping[str, str]) -> list[int]:
-        """Contexts whose levels agree with the given ones; all of them where nothing is given."""
-        unknown = [name for name in wanted if name not in self.match_on]
-        if unknown:
-            raise PerturbZooError(
-                f"conditions: column(s) {shortened(unknown)} are no covariates of the model; it matches controls on "
-                f"{shortened(self.match_on) or 'nothing'}"
-            )
-        return [
+        """Contexts whose levels agree with the given ones; all of them where nothing is given.
+
+        Raises
+        ------
+        PerturbZooError
+            A name is no covariate that contexts are made of, or no control cell has these levels.
+        """
+        for name in wanted:
+            if name not in self.match_on:
+                raise PerturbZooError(
+                    f"conditions: column '{name}' is neither 'condition' nor 'dose' nor a covariate on which the model matches "
+                    f"controls ({shortened(self.match_on) or 'it has none'})"
+                )
+        found = [
             position
             for position, levels in enumerate(self.contexts)
-            if all(dict(zip(self.match_on, levels, strict=True))[name] == str(value) for name, value in wanted.items())
+            if all(levels[self.match_on.index(name)] == value for name, value in wanted.items())
         ]
+        if not found:
+            sought = ", ".join(f"{name} '{value}'" for name, value in wanted.items())
+            raise PerturbZooError(f"conditions: no control cells with {sought}; there are some of {shortened(self.labels())}")
+        return found
 
-    def labels(self) -> str:
-        """The contexts, for messages."""
-        return shortened([" | ".join(levels) or "one context" for levels in self.contexts])
+    def labels(self) -> list[str]:
+        """A name for each context: its levels joined by ``|``."""
+        return ["|".join(levels) for levels in self.contexts]
+
+    def averaged(self) -> QueryCells:
+        """One cell for each context, the mean of its control cells; covariates that differ within it become unknown (-1)."""
+        n_cells = np.bincount(self.context, minlength=len(self.contexts))
+        first = np.array([self.cells_of(context)[0] for context in range(len(self.contexts))])
+        names = [
+            f"mean of {cells} control cells" + (f", {label}" if label else "")
+            for cells, label in zip(n_cells, self.labels(), strict=True)
+        ]
+        covariate = self.covariate[first]
+        for context in range(len(self.contexts)):
+            mixed = (self.covariate[self.context == context] != covariate[context]).any(axis=0)
+            covariate[context, mixed] = -1
+        return replace(
+            self,
+            values=sparse.csr_matrix(self.control_mean),
+            fill=np.zeros_like(self.fill),
+            obs=self.obs[list(self.match_on)].iloc[first].set_axis(names),
+            context=np.arange(len(self.contexts)),
+            covariate=covariate,
+            size_factor=np.bincount(self.context, weights=self.size_factor) / n_cells,
+        )
 
 
-def read_query(controls: AnnData | str, spec: DataSpec) -> QueryCells:
+def read_query(controls: AnnData | str | os.PathLike[str], spec: DataSpec, data: Mapping[str, Any]) -> QueryCells:
     """Read control cells, or the control cells of a whole screen.
 
     Genes are matched by name: missing ones are filled with the model's mean control expression, others are ignored, and
     their order does not matter; one line says how many.
 
+    Parameters
+    ----------
+    controls
+        The cells, or an h5ad file. Where a column names perturbations, cells labelled as control are used; else all.
+    spec
+        The model's.
+    data
+        Arguments of the data module that the model was trained with, for what a spec does not hold: ``condition_key``,
+        ``control_labels``, ``separator``, ``cell_filter``, ``layer``, ``gene_table``, ``n_top_genes``.
+
     Raises
     ------
     PerturbZooError
-        No control cells, no gene in common, another value space, a covariate without its column.
+        No control cells, no gene in common, another value space, a covariate or the size factors without their column.
     """
-    adata = read_anndata(controls) if isinstance(controls, str) else controls
-    where = controls if isinstance(controls, str) else "the controls"
+    is_file = isinstance(controls, str | os.PathLike)
+    adata = read_anndata(controls) if is_file else controls
+    where = os.fspath(controls) if is_file else "the controls"
+    adata = adata[_find_controls(adata.obs, data, where)]
     check_unique(adata.obs_names, "cells", where)
-    obs = adata.obs
-    values = values_as_csr(adata, None, where)
-    detect_value_space(values, spec.value_space, where)
-    is_control = _find_controls(obs, where)
-    factors = np.zeros(len(obs))
-    if spec.value_space == "counts":
-        key = spec.size_factor_key
-        if key is not None and key not in obs.columns:
-            warnings.warn(
-                f"{where}: obs has no '{key}', the size factors the model was trained with: total counts are used",
-                PerturbZooWarning,
-                stacklevel=2,
-            )
-            key = None
-        factors = size_factors(values, obs, key, where)
-        is_control &= factors > 0
-    if not is_control.any():
-        raise PerturbZooError(f"{where}: none of its control cells has any count")
-
-    keep = np.flatnonzero(is_control)
-    obs, factors = obs.iloc[keep], factors[keep]
-    values = _match_genes(adata, values[keep], spec, where, factors)
-    obs = _fill_covariates(obs, spec, where)
+    obs = _read_covariates(adata.obs, spec, where)
+    layer = data.get("layer") if data.get("layer") in adata.layers else None
+    values = values_as_csr(adata, layer, where)
+    space = detect_value_space(values, None, where, name_of_values(layer))
+    if space != spec.value_space:
+        called = {"counts": "raw counts", "log1p": "log1p-normalised values"}
+        raise PerturbZooError(
+            f"{where}: {name_of_values(layer)} holds {called[space]}, the model was trained on {called[spec.value_space]}"
+        )
+    matched, present = _match_genes(adata, values, spec, data, where)
+    factors = np.zeros(adata.n_obs)
+    if space == "counts":
+        factors, depth = _depths(values, matched, present, adata.obs, spec, data, where)
+        if not (keep := factors > 0).all():
+            if not keep.any():
+                raise PerturbZooError(f"{where}: none of its {len(keep)} control cells has any count of the model's genes")
+            message = f"{where}: {int((~keep).sum())} control cells without any count are left out"
+            warnings.warn(message, PerturbZooWarning, stacklevel=2)
+            matched, factors, obs = matched[keep], factors[keep], obs[keep]
+        normalise(matched, factors, depth)
+    fill = np.where(present, 0, spec.control_mean.mean(axis=0)).astype(np.float32)
     _, covariate = match_levels(obs, list(spec.covariates), where, spec.covariates)
     contexts, context = find_contexts(obs, spec.match_on)
     known = {levels: position for position, levels in enumerate(spec.contexts)}
-    known_context = np.array([known.get(levels, -1) for levels in contexts], dtype=np.int64)
-    if new := [" | ".join(levels) for levels in contexts if levels not in known]:
-        warnings.warn(
-            f"{where}: {shortened(new)}: not among the contexts the model was trained on; predicted from its controls alone",
-            PerturbZooWarning,
-            stacklevel=2,
-        )
     groups = [np.flatnonzero(context == position) for position in range(len(contexts))]
-    return QueryCells(
-        values=values,
-        names=obs.index.astype(str).to_numpy(),
+    query = QueryCells(
+        values=matched,
+        fill=fill,
+        obs=obs,
         match_on=spec.match_on,
         contexts=contexts,
         context=context,
-        known_context=known_context,
+        known_context=np.array([known.get(levels, -1) for levels in contexts], dtype=np.int64),
         covariate=covariate,
         size_factor=factors,
-        control_mean=group_means(values, groups).astype(np.float32),
+        control_mean=group_means(matched, groups).astype(np.float32) + fill,
     )
+    _warn_of_new_levels(query, spec, where)
+    return query
 
 
-def _find_controls(obs: pd.DataFrame, where: str) -> np.ndarray:
-    """Shape ``(cells,)``, bool: the control cells of a screen, or all cells where no column names perturbations."""
-    if not any(name in obs.columns for name in columns.CONDITION_COLUMNS):
-        return np.ones(len(obs), dtype=bool)
-    labels = obs[columns.find_condition_column(obs, (), where)].astype(str)
-    spelled = dict(zip(labels.unique(), columns.is_control_label(labels.unique().tolist(), ()), strict=True))
-    return labels.map(spelled).to_numpy(dtype=bool)
+def _find_controls(obs: pd.DataFrame, data: Mapping[str, Any], where: str) -> np.ndarray:
+    """Rows of the control cells: those a column labels so, or all where no column names perturbations."""
+    key = data.get("condition_key")
+    present = [key] if key in obs.columns else [name for name in columns.CONDITION_COLUMNS if name in obs.columns]
+    if not len(obs):
+        raise PerturbZooError(f"{where}: it holds no cells")
+    control = np.full(len(obs), not present)
+    for name in present:
+        codes, levels = pd.factorize(obs[name].astype(str))
+        control = np.array([_is_control(level, data) for level in levels], dtype=bool)[codes]
+        if control.any():
+            break
+    if not control.any():
+        raise PerturbZooError(
+            f"{where}: no control cells: no cell is labelled as control in obs column {shortened(present)}; label them "
+            "'control', or leave that column out of a file that holds control cells only"
+        )
+    rows = np.flatnonzero(control)
+    if expression := data.get("cell_filter"):
+        try:
+            kept = filter_cells(obs.iloc[rows], expression, where)
+        except PerturbZooError as error:
+            message = f"{error}; the filter of the training cells is not applied"
+            warnings.warn(message, PerturbZooWarning, stacklevel=3)
+            return rows
+        if not kept.any():
+            raise PerturbZooError(f"{where}: '{expression}', the filter of the training cells, leaves no control cell")
+        rows = rows[kept]
+    return rows
 
 
-def _fill_covariates(obs: pd.DataFrame, spec: DataSpec, where: str) -> pd.DataFrame:
-    """Add covariate columns the query lacks where the model knows a single level."""
-    for name, levels in spec.covariates.items():
-        if name not in obs.columns and len(levels) == 1:
-            obs = obs.assign(**{name: levels[0]})
+def _is_control(label: str, data: Mapping[str, Any]) -> bool:
+    try:
+        labels = data.get("control_labels") or ()
+        return parse_condition(label, separator=data.get("separator"), control_labels=labels).is_control
+    except PerturbZooError:
+        return False
+
+
+def _read_covariates(obs: pd.DataFrame, spec: DataSpec, where: str) -> pd.DataFrame:
+    """The covariates of the model and the columns contexts are made of, as text; one of a single level may be absent."""
+    levels = {name: {context[position] for context in spec.contexts} for position, name in enumerate(spec.match_on)}
+    levels |= {name: set(known) for name, known in spec.covariates.items()}
+    table = pd.DataFrame(index=obs.index.astype(str))
+    for name, known in levels.items():
+        if name not in obs.columns and len(known) == 1:
+            table[name] = pd.Categorical([next(iter(known))] * len(obs))
         else:
-            columns.require_column(obs, name, "a covariate of the model", where)
-    return obs
+            column = columns.require_column(obs, name, "a covariate of the model", where)
+            table[name] = pd.Categorical(column.astype(str))
+    return table
 
 
 def _match_genes(
-    adata: AnnData, values: sparse.csr_matrix, spec: DataSpec, where: str, factors: np.ndarray
-) -> sparse.csr_matrix:
-    """Normalise, and bring the genes into the spec's order."""
-    candidates = [adata.var_names.astype(str), *(adata.var[name].astype(str) for name in adata.var.columns)]
-    wanted = set(spec.genes)
-    # identifiers may stand in a var column (symbols beside an Ensembl index): the one that matches best
-    names = max(candidates, key=lambda candidate: len(wanted.intersection(candidate)))
+    adata: AnnData, values: sparse.csr_matrix, spec: DataSpec, data: Mapping[str, Any], where: str
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Bring the genes into the spec's order: ``(cells, G)`` new CSR, and ``(G,)`` bool, which of them the query has."""
+    names = _gene_names(adata, spec, data)
+    wanted = pd.Index(spec.genes)
     check_unique(names[names.isin(wanted)], "genes", where)
-    position = {name: column for column, name in enumerate(names)}
-    present = np.array([gene in position for gene in spec.genes])
-    if not present.any():
+    position = wanted.get_indexer(names)
+    columns_found = np.flatnonzero(position >= 0)
+    if not len(columns_found):
         raise PerturbZooError(
-            f"{where}: none of its {adata.n_vars} genes is among the model's {spec.n_genes} ({shortened(spec.genes, 3)} ...): "
-            "are the identifiers of the same kind (symbols, Ensembl)?"
+            f"{where}: none of its {adata.n_vars} genes ({shortened(names, 3)}) is among the model's {spec.n_genes} "
+            f"({shortened(spec.genes, 3)}): are the identifiers of the same kind (symbols, Ensembl)?"
         )
-    found = values[:, [position[gene] for gene in spec.genes if gene in position]]
-    if spec.value_space == "counts":
-        normalise(found, factors, spec.depth)
-    n_missing, n_extra = int((~present).sum()), len(set(names) - wanted)
-    if n_missing or n_extra:
-        filled = f"{n_missing} of the model's {spec.n_genes} genes are missing (filled with its mean control expression), "
-        warnings.warn(f"{where}: {filled}{n_extra} others are ignored", PerturbZooWarning, stacklevel=3)
-    if not n_missing:
-        return sparse.csr_matrix(found)
-    fill = sparse.csr_matrix(np.tile(spec.control_mean.mean(axis=0)[~present], (found.shape[0], 1)))
-    joined = sparse.hstack([found, fill], format="csr", dtype=np.float32)
-    order = np.argsort(np.concatenate([np.flatnonzero(present), np.flatnonzero(~present)]))
-    return sparse.csr_matrix(joined[:, order])
+    found = position[columns_found]
+    present = np.isin(np.arange(spec.n_genes), found)
+    n_missing, n_extra = int((~present).sum()), len(names) - len(found)
+    notes = []
+    if n_missing:
+        notes.append(f"{n_missing} are missing and filled with its mean control expression")
+    if n_extra:
+        notes.append(f"{n_extra} genes that are not the model's are ignored")
+    if (np.diff(found) < 0).any():
+        notes.append(f"{len(found)} stand in another order and are matched by name")
+    if notes:
+        message = f"{where}: of the model's {spec.n_genes} genes {len(found)} are there: {', '.join(notes)}"
+        warnings.warn(message, PerturbZooWarning, stacklevel=3)
+    ones = np.ones(len(found), dtype=np.float32)
+    selection = sparse.csr_matrix((ones, (columns_found, found)), shape=(adata.n_vars, spec.n_genes))
+    return sparse.csr_matrix(values @ selection), present
+
+
+def _gene_names(adata: AnnData, spec: DataSpec, data: Mapping[str, Any]) -> pd.Index:
+    """The index of var, one of its columns, or their translation, whichever names most of the model's genes."""
+    text = adata.var.select_dtypes(exclude=["number", "bool"])
+    candidates = [pd.Index(names.astype(str)) for names in (adata.var_names, *(text[column] for column in text))]
+    if table := data.get("gene_table"):
+        for names in tuple(candidates):
+            try:
+                candidates.append(pd.Index(map_genes(names, expand_path(table), duplicates="keep")[0]))
+            except (PerturbZooError, OSError):
+                continue  # the table is not at hand any more, or knows none of these names
+    return max(candidates, key=lambda names: names.isin(spec.genes).sum())
+
+
+def _depths(
+    values: sparse.csr_matrix,
+    matched: sparse.csr_matrix,
+    present: np.ndarray,
+    obs: pd.DataFrame,
+    spec: DataSpec,
+    data: Mapping[str, Any],
+    where: str,
+) -> tuple[np.ndarray, float]:
+    """Size factors ``(cells,)`` and the depth they are scaled to, comparable with those of the training cells."""
+    if spec.size_factor_key is not None:
+        if spec.size_factor_key not in obs.columns:
+            raise PerturbZooError(
+                f"{where}: obs has no '{spec.size_factor_key}', the size factors that the model was trained with"
+                f"{near_matches(spec.size_factor_key, obs.columns) or ';'} total counts of these genes are on another scale"
+            )
+        return size_factors(values, obs, spec.size_factor_key, where), spec.depth
+    if data.get("n_top_genes") is not None:
+        # the model's genes are a choice: its cells were scaled to the total of all genes of their file
+        return row_sums(values), spec.depth
+    # all genes of the training file: others must not count, and those that lack take their share of the depth with them
+    mean = np.expm1(spec.control_mean.mean(axis=0, dtype=np.float64))
+    return row_sums(matched), spec.depth * float(mean[present].sum() / mean.sum())
+
+
+def _warn_of_new_levels(query: QueryCells, spec: DataSpec, where: str) -> None:
+    new = [label for label, known in zip(query.labels(), query.known_context, strict=True) if known < 0]
+    for position, name in enumerate(spec.covariates):
+        if name not in spec.match_on and (unknown := query.covariate[:, position] < 0).any():
+            new += [f"{name} {level}" for level in query.obs[name][unknown].unique()]
+    if new:
+        message = f"{where}: {shortened(new)}: never seen in training; predicted from the control cells alone"
+        warnings.warn(message, PerturbZooWarning, stacklevel=3)
