@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
@@ -241,6 +241,19 @@ class WandbRecord(Callback):
 
 def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+class ShortBar(RichProgressBar):
+    """Lightning's bar with the loss and the selection metric alone: more would break the line of a narrow terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+
+    @override
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        values = super().get_metrics(trainer, pl_module)
+        names = {"train/loss_step": "loss", SELECTION_METRIC: SELECTION_METRIC}
+        return {short: values[name] for name, short in names.items() if name in values}
 
 
 class EpochLines(ProgressBar):

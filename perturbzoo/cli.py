@@ -102,6 +102,8 @@ def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: object = None
 ) -> None:
     """Print our own warnings as one line; they are addressed to the user, not to the developer of a line."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # the first of several processes says the same
     where = "" if issubclass(category, PerturbZooWarning) else f"{filename}:{lineno}: "
     print(f"warning: {where}{message}", file=sys.stderr)
 

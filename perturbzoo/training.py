@@ -18,12 +18,12 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from perturbzoo.callbacks import BestAndLast, EpochLines
+from perturbzoo.callbacks import BestAndLast, EpochLines, ShortBar
 from perturbzoo.checkpoint import check_header, read_checkpoint
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.data.reading import expand_path
@@ -137,7 +137,7 @@ class ZooCLI(LightningCLI):
         given = config.get("callbacks") or []
         callbacks = list(given) if isinstance(given, list) else [given]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(RichProgressBar(leave=False) if sys.stdout.isatty() else EpochLines())
+            callbacks.append(ShortBar() if sys.stdout.isatty() else EpochLines())
         if config.get("enable_model_summary") is None and not sys.stdout.isatty():
             kwargs["enable_model_summary"] = False
         try:

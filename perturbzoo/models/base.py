@@ -259,8 +259,9 @@ class PerturbationModel(LightningModule):
         terms = self.loss(batch)
         total = torch.stack(list(terms.values())).sum()
         named = {f"train/{name}": value.detach() for name, value in terms.items()}
-        self.log_dict(named, batch_size=len(batch), on_step=False, on_epoch=True)
-        self.log("train/loss", total.detach(), batch_size=len(batch), on_step=True, on_epoch=True, prog_bar=True)
+        size = len(batch)
+        self.log_dict(named, batch_size=size, on_step=False, on_epoch=True, sync_dist=True)
+        self.log("train/loss", total.detach(), batch_size=size, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
         return total
 
     def evaluate(self, batch: PerturbationBatch) -> Prediction:
@@ -305,9 +306,9 @@ class PerturbationModel(LightningModule):
             "val/pearson_delta_perturbed_reference": pearson_delta(bulks.predicted, bulks.observed, reference),
             "val/mse": mse(bulks.predicted, bulks.observed),
         }
-        # the sums were already reduced over ranks: every rank logs the same numbers
+        # the sums were already reduced over ranks: every rank logs the same numbers, which their mean leaves as they are
         values = {name: torch.tensor(value.mean(), dtype=torch.float32) for name, value in scores.items()}
-        self.log_dict(values, batch_size=len(bulks), prog_bar=True, rank_zero_only=False)
+        self.log_dict(values, batch_size=len(bulks), prog_bar=True, sync_dist=True)
         self._val_sums = None
 
     def _new_sums(self) -> PseudobulkSums:
