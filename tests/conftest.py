@@ -6,6 +6,8 @@ import os
 
 # before anything imports torch: tests run beside each other, and threads that wait for a busy core cost more than they bring
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# numba, behind scanpy's choice of variable genes, would set the other back to all cores
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
