@@ -47,6 +47,19 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: str = "cpu") -> 
     return checkpoint
 
 
+def plain_values(value: Any) -> Any:
+    """What a checkpoint may hold: paths become text, NumPy's numbers Python's, tuples lists; anything else stays."""
+    import numpy as np
+
+    if type(value) is dict:
+        return {name: plain_values(part) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return [plain_values(part) for part in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def check_header(checkpoint: dict[str, Any], expected_class: str | None = None) -> dict[str, Any]:
     """Return the checkpoint's ``perturbzoo`` part after checking its version and class.
 

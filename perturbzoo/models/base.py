@@ -8,18 +8,17 @@ Lightning calls :meth:`PerturbationModel.setup`, which takes the spec from the d
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 import perturbzoo
+from perturbzoo.checkpoint import check_header, load, plain_values
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.data.spec import DataSpec
@@ -54,18 +53,7 @@ class Prediction:
 
 def _own(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """The hyper-parameters without the entries the command line adds for itself."""
-    return {name: _plain(value) for name, value in hparams.items() if not name.startswith("_")}
-
-
-def _plain(value: Any) -> Any:
-    """Paths as text, NumPy's numbers as Python's, tuples as lists: what a checkpoint may hold."""
-    if type(value) is dict:
-        return {name: _plain(part) for name, part in value.items()}
-    if type(value) in (list, tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return value.item() if isinstance(value, np.generic) else value
+    return {name: plain_values(value) for name, value in hparams.items() if not name.startswith("_")}
 
 
 class PerturbationModel(LightningModule):
@@ -206,8 +194,6 @@ class PerturbationModel(LightningModule):
         PerturbZooError
             The checkpoint holds another class.
         """
-        from perturbzoo.checkpoint import load
-
         source = load(path)
         if type(source) is not type(self):
             raise PerturbZooError(
@@ -350,7 +336,7 @@ class PerturbationModel(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name in ("hyper_parameters", "datamodule_hyper_parameters", "optimizer_states", "lr_schedulers"):
             if name in checkpoint:
-                checkpoint[name] = _plain(checkpoint[name])
+                checkpoint[name] = plain_values(checkpoint[name])
         checkpoint["perturbzoo"] = {
             "schema": CHECKPOINT_SCHEMA,
             "version": perturbzoo.__version__,
@@ -362,8 +348,6 @@ class PerturbationModel(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        from perturbzoo.checkpoint import check_header
-
         header = check_header(checkpoint, type(self).__name__)
         if not (self._built and self.get_spec().to_json() == header["spec"]):
             self.spec, self.prepared = DataSpec.from_json(header["spec"]), header["prepared"]

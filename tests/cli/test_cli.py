@@ -1,4 +1,4 @@
-"""The command line: configuration, training, scoring from a checkpoint alone, and mistakes in one line."""
+"""The command line: help, configuration, training, fine-tuning, and scoring from a checkpoint alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from cli_runs import MODEL, SPLIT, write_configs
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 
@@ -23,24 +24,7 @@ from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.models import MODELS
 from perturbzoo.models.gears import GEARS
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-SPLIT = {"method": "explicit", "test": ["G3+G4", "G4"], "val": ["G0+G1"]}
-MODEL = {"hidden": 4, "fallback_rate": 0.5, "lr": 0.01}
-
-
-@pytest.fixture(scope="module")
-def screen(make_adata: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("screen") / "screen.h5ad"
-    make_adata(cells_per_condition=15, n_controls=40).write_h5ad(path)
-    return path
-
-
-def write_configs(folder: Path, screen: Path) -> list[str]:
-    """A data and a model section in files of their own, with short class names; the arguments that stack them."""
-    data = {"class_path": "PerturbSeqDataModule", "init_args": {"path": str(screen), "split": SPLIT, "cells_per_condition": 15}}
-    (folder / "data.yaml").write_text(yaml.safe_dump({"data": data}))
-    (folder / "model.yaml").write_text(yaml.safe_dump({"model": {"class_path": "GEARS", "init_args": MODEL}}))
-    return ["--config", str(folder / "data.yaml"), "--config", str(folder / "model.yaml"), "--trainer.accelerator", "cpu"]
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -50,14 +34,6 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         main(["fit", *arguments, "--print_config"])
     assert stop.value.code == 0
     return capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def trained(screen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that ``perturbzoo fit`` left."""
-    root = tmp_path_factory.mktemp("trained")
-    main(["fit", *write_configs(root, screen), "--trainer.default_root_dir", str(root), "--trainer.max_epochs", "3"])
-    return root
 
 
 # ---------------------------------------------------------------------------------------------- help and configuration
@@ -311,110 +287,3 @@ def test_init_from_maps_genes_and_targets_by_name(
             assert torch.equal(row, theirs["target_embedding.weight"][old.get_spec().targets.index(target)])
         else:
             assert not row.any()
-
-
-# ---------------------------------------------------------------------------------------------- mistakes
-
-
-def mistakes(screen: Path, trained: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
-    """Arguments that are wrong, and what the one line must say."""
-    ok = write_configs(folder, screen)
-    best = str(trained / "checkpoints/best.ckpt")
-    for name, content in {
-        "unknown": "model: {class_path: Nope}",
-        "near": "model: {class_path: GEAR}",
-        "foreign": "model: {class_path: os.system}",
-        "syntax": "model: [",
-    }.items():
-        (folder / f"{name}.yaml").write_text(content)
-    (folder / "half.ckpt").write_bytes(Path(best).read_bytes()[:2000])
-    harmful = read_checkpoint(best)
-    touch = {"class_path": "pathlib.Path.touch", "init_args": {}}
-    harmful["perturbzoo"]["arguments"]["coexpression"] = {"top_k": touch}
-    torch.save(harmful, folder / "harmful.ckpt")
-    data, root = ok[:2], ["--trainer.default_root_dir", str(folder / "root")]
-    return {
-        "command": (["tset"], "no command 'tset'; did you mean 'test'?"),
-        "strange command": (["xyzzy"], "no command 'xyzzy'; 'perturbzoo --help' lists them"),
-        "unknown class": (
-            ["fit", *data, "--config", str(folder / "unknown.yaml")],
-            "no model 'Nope' in the zoo; it has NoChange,",
-        ),
-        "similar class": (
-            ["fit", *data, "--config", str(folder / "near.yaml")],
-            "no model 'GEAR' in the zoo; did you mean 'GEARS'?",
-        ),
-        "class by option": (["fit", *data, "--model", "GEAR"], "no model 'GEAR' in the zoo; did you mean 'GEARS'?"),
-        "foreign class": (
-            ["fit", *data, "--config", str(folder / "foreign.yaml")],
-            "os.system does not correspond to a subclass",
-        ),
-        "yaml syntax": (["fit", *data, "--config", str(folder / "syntax.yaml")], "syntax.yaml: not valid YAML"),
-        "no such yaml": (["fit", "--config", str(folder / "gone.yaml")], "gone.yaml"),
-        "no such option": (["fit", *ok, "--model.hiden", "3"], "hiden"),
-        "no such trainer option": (["fit", *ok, "--trainer.epochs", "3"], "trainer.epochs"),
-        "wrong type": (["fit", *ok, "--trainer.max_epochs", "many"], "trainer.max_epochs"),
-        "no model": (["fit", *data], "model"),
-        "refused by the model": (
-            ["fit", *data, "--model", "Ridge", "--model.penalty=-1"],
-            "penalty is -1.0: give a positive number",
-        ),
-        "refused by Lightning": (["fit", *ok, "--trainer.accelerator", "abacus"], "abacus"),
-        "no such data": (["fit", *ok, *root, "--data.path", str(folder / "gone.h5ad")], "gone.h5ad: no such file"),
-        "no such column": (["fit", *ok, *root, "--data.condition_key", "perturbations"], "did you mean 'perturbation'?"),
-        "no such checkpoint": (["test", "--ckpt_path", str(folder / "gone.ckpt")], "gone.ckpt: no such checkpoint"),
-        "no checkpoint given": (["validate"], "perturbzoo validate needs a trained model: --ckpt_path checkpoints/best.ckpt"),
-        "half a checkpoint": (["test", "--ckpt_path", str(folder / "half.ckpt")], "half.ckpt: not a readable checkpoint"),
-        "harmful checkpoint": (
-            ["test", "--ckpt_path", str(folder / "harmful.ckpt")],
-            "the class 'pathlib.Path.touch', which is not",
-        ),
-        "checkpoint in a file": (["fit", *ok, "--ckpt_path", str(folder / "gone.ckpt")], "gone.ckpt: no such checkpoint"),
-        "other options": (["test", "--ckpt_path", best, *root, "--model.hidden", "5"], "weights of the checkpoint do not fit"),
-        "other class": (["test", "--ckpt_path", best, *root, "--model", "KNN"], "the checkpoint holds a GEARS, not a KNN"),
-        "start from another class": (
-            ["fit", *data, "--model", "NoChange", *root, "--init_from", best],
-            "holds a GEARS: a NoChange cannot",
-        ),
-        "start from nothing": (["fit", *ok, *root, "--init_from", str(folder / "gone.ckpt")], "gone.ckpt: no such checkpoint"),
-        "fewer epochs than done": (["fit", "--ckpt_path", best, *root, "--trainer.max_epochs", "0"], "max_epochs=0"),
-    }
-
-
-def test_a_mistake_is_one_line_and_status_2(
-    screen: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    failures = []
-    for name, (arguments, expected) in mistakes(screen, trained, tmp_path).items():
-        capsys.readouterr()
-        try:
-            main(arguments)
-            status: Any = "no error"
-        except SystemExit as stop:
-            status = stop.code
-        except Exception as error:
-            status = repr(error)
-        err = capsys.readouterr().err
-        lines = err.strip().splitlines() or [""]
-        said = [line for line in lines if line.startswith("error: ")]
-        if status != 2 or said != lines[-1:] or expected not in lines[-1] or "Traceback" in err or "usage:" in err:
-            failures.append(f"{name}: status {status}, expected '{expected}' in: {err[-1500:]}")
-    assert not failures, "\n\n".join(failures)
-
-
-@pytest.mark.slow
-def test_the_process_itself_ends_with_status_2(screen: Path, tmp_path: Path) -> None:
-    """A mistake found inside Lightning's fit, in a process as the user starts it."""
-    command = [
-        sys.executable,
-        "-m",
-        "perturbzoo",
-        "fit",
-        *write_configs(tmp_path, screen),
-        "--data.path",
-        str(tmp_path / "gone.h5ad"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == f"error: {tmp_path / 'gone.h5ad'}: no such file"
-    assert "Traceback" not in done.stderr
