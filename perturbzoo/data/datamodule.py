@@ -193,6 +193,9 @@ class PerturbSeqDataModule(LightningDataModule):
         """Read, split and normalise, once."""
         if self._ready:
             return
+        trained = getattr(getattr(self.trainer, "lightning_module", None), "spec", None)
+        if stage != "fit" and self._given_spec is None and trained is not None:
+            self._given_spec = trained
         screen = self._read()
         given = self._given_spec
         self._pairs, pair = screen.pairs()
