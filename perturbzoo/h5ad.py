@@ -86,10 +86,11 @@ class H5adWriter:
         self._shape = (0, 0)
 
     def start(self, adata: AnnData) -> None:
-        """Write an AnnData; matrices it does not hold can then be :meth:`put`."""
+        """Write an AnnData as its ``write_h5ad`` does; matrices it does not hold can then be :meth:`put`."""
         from anndata.io import write_elem
 
         self._shape = adata.shape
+        adata.strings_to_categoricals()
         write_elem(self._store, "/", adata)
         if adata.raw is None and "raw" in self._store:
             del self._store["raw"]  # an entry that says "none", which backed mode takes for values

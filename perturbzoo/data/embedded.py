@@ -26,6 +26,7 @@ def embedded_file(name: str) -> Path:
     import pooch
 
     from perturbzoo import __version__
+    from perturbzoo.h5ad import new_h5ad
     from perturbzoo.simulate import simulate_linear, write_go_table
 
     # the version is part of the name: another simulator makes another screen
@@ -35,7 +36,6 @@ def embedded_file(name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     adata = simulate_linear()
     write_go_table(adata, folder / "go.csv")
-    temporary = folder / f".screen.{os.getpid()}.h5ad"
-    adata.write_h5ad(temporary)
-    os.replace(temporary, folder / "screen.h5ad")
+    with new_h5ad(folder / "screen.h5ad") as writer:
+        writer.start(adata)
     return folder / name

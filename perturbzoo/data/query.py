@@ -147,9 +147,10 @@ def read_query(controls: AnnData | str | os.PathLike[str], spec: DataSpec, data:
     PerturbZooError
         No control cells, no gene in common, another value space, a covariate or the size factors without their column.
     """
-    is_file = isinstance(controls, str | os.PathLike)
-    adata = read_anndata(controls) if is_file else controls
-    where = os.fspath(controls) if is_file else "the controls"
+    if isinstance(controls, str | os.PathLike):
+        adata, where = read_anndata(controls), os.fspath(controls)
+    else:
+        adata, where = controls, "the controls"
     adata = adata[_find_controls(adata.obs, data, where)]
     check_unique(adata.obs_names, "cells", where)
     obs = _read_covariates(adata.obs, spec, where)
@@ -267,7 +268,7 @@ def _match_genes(
     if n_missing:
         notes.append(f"{n_missing} are missing and filled with its mean control expression")
     if n_extra:
-        notes.append(f"{n_extra} genes that are not the model's are ignored")
+        notes.append(f"{n_extra} others are ignored")
     if (np.diff(found) < 0).any():
         notes.append(f"{len(found)} stand in another order and are matched by name")
     if notes:

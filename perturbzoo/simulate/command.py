@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
-from pathlib import Path
-
-from perturbzoo.errors import PerturbZooError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -34,32 +30,24 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same file (default: 0)")
     options = parser.parse_args(arguments)
 
-    output = Path(os.path.expandvars(options.output))
-    if output.suffix != ".h5ad":
-        raise PerturbZooError(f"--output {output}: give a name that ends in .h5ad")
-    if not output.absolute().parent.is_dir():
-        raise PerturbZooError(f"--output {output}: the folder {output.absolute().parent} does not exist")
+    from perturbzoo.data.reading import expand_path
+    from perturbzoo.h5ad import new_h5ad
     from perturbzoo.simulate import simulate_linear, write_go_table
 
-    adata = simulate_linear(
-        n_genes=options.genes,
-        n_singles=options.singles,
-        n_doubles=options.doubles,
-        cells_per_condition=options.cells_per_condition,
-        n_control=options.controls,
-        kind=options.kind,
-        unmeasured_targets=options.unmeasured_targets,
-        contexts=options.contexts,
-        seed=options.seed,
-    )
-    temporary = output.with_name(f".{output.name}.part")
-    try:
-        adata.write_h5ad(temporary)
-        os.replace(temporary, output)
-    except OSError as error:
-        raise PerturbZooError(f"{output}: could not be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    output = expand_path(options.output)
+    with new_h5ad(output) as writer:
+        adata = simulate_linear(
+            n_genes=options.genes,
+            n_singles=options.singles,
+            n_doubles=options.doubles,
+            cells_per_condition=options.cells_per_condition,
+            n_control=options.controls,
+            kind=options.kind,
+            unmeasured_targets=options.unmeasured_targets,
+            contexts=options.contexts,
+            seed=options.seed,
+        )
+        writer.start(adata)
     go = write_go_table(adata, output.with_suffix(".go.csv"))
     print(
         f"{output}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, {adata.obs['perturbation'].nunique() - 1} conditions\n{go}"

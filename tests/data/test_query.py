@@ -89,7 +89,7 @@ def test_reordered_genes() -> None:
 def test_genes_of_others_are_ignored() -> None:
     counts = np.insert(COUNTS, 1, [100.0, 7, 0, 3], axis=1)
     controls = make_controls(counts, ("A", "OTHER", "B", "C", "D"))
-    with pytest.warns(PerturbZooWarning, match="4 genes 4 are there: 1 genes that are not the model's are ignored") as warned:
+    with pytest.warns(PerturbZooWarning, match="4 genes 4 are there: 1 others are ignored") as warned:
         query = read_query(controls, make_spec(), {})
     assert len(warned) == 1
     # also in the cells' totals: the training file did not have that gene
@@ -321,7 +321,7 @@ def test_whole_screen_is_read_as_the_data_module_reads_it(make_adata: Callable[.
     module = PerturbSeqDataModule.from_anndata(adata, split={"method": "explicit", "test": "G0"}, **options)
     module.setup()
     assert module.spec is not None
-    with pytest.warns(PerturbZooWarning, match="genes that are not the model's are ignored"):
+    with pytest.warns(PerturbZooWarning, match="others are ignored"):
         query = read_query(adata, module.spec, options)
     rows = np.concatenate(module.index.controls_by_context)
     assert sorted(query.obs.index) == sorted(module._screen.obs.index[rows])
