@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +44,8 @@ class ConditionTable:
         return self.targets.shape[0]
 
     def select(self, rows: Tensor) -> ConditionTable:
-        """Return the table of the given rows; `pair` keeps pointing into the original list."""
-        return ConditionTable(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
+        """Return the table of the given rows, int64; `pair` keeps pointing into the original list."""
+        return ConditionTable(**{item.name: getattr(self, item.name).index_select(0, rows) for item in fields(self)})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ConditionTable:
         return ConditionTable(
@@ -191,7 +192,7 @@ class PerturbationBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PerturbationBatch:
         """Move every tensor."""
 
-        def move(value: object) -> object:
+        def move(value: Any) -> Any:
             return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor | ConditionTable) else value
 
         return replace(self, **{item.name: move(getattr(self, item.name)) for item in fields(self)})
@@ -199,7 +200,7 @@ class PerturbationBatch:
     def clone(self) -> PerturbationBatch:
         """Copy every tensor: tensors made in inference mode cannot take part in differentiation, their copies can."""
 
-        def copy(value: object) -> object:
+        def copy(value: Any) -> Any:
             if isinstance(value, ConditionTable):
                 return ConditionTable(**{item.name: getattr(value, item.name).clone() for item in fields(value)})
             return value.clone() if isinstance(value, Tensor) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import pandas as pd
 
@@ -12,7 +13,7 @@ from perturbzoo.data.reading import expand_path
 from perturbzoo.errors import PerturbZooError, shortened
 from perturbzoo.perturbation import Condition, parse_condition, parse_condition_list
 
-Conditions = str | os.PathLike[str] | Condition | Sequence[str | Condition] | pd.DataFrame
+Conditions: TypeAlias = str | os.PathLike[str] | Condition | Sequence[str | Condition] | pd.DataFrame
 
 
 def read_conditions(

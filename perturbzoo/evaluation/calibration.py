@@ -27,7 +27,12 @@ def _parts(bulks: Pseudobulks) -> tuple[Array, Array, Array, np.ndarray]:
     if bulks.predicted_variance is None:
         raise ValueError("these pseudobulks were predicted without a variance")
     sampling = np.nan_to_num(bulks.observed_variance) / bulks.count[:, None]
-    return (bulks.observed - bulks.predicted) ** 2, bulks.predicted_variance, sampling, (bulks.observed > 0) | (bulks.control > 0)
+    return (
+        (bulks.observed - bulks.predicted) ** 2,
+        bulks.predicted_variance,
+        sampling,
+        (bulks.observed > 0) | (bulks.control > 0),
+    )
 
 
 def conformal_scale(bulks: Pseudobulks, level: float = 0.9) -> float:

@@ -102,14 +102,15 @@ class Ensemble(PerturbationModel):
             member.on_fit_start()
 
     def configure_optimizers(self) -> Any:
-        made = [member.configure_optimizers() for member in self._all()]
+        made: list[Any] = [member.configure_optimizers() for member in self._all()]
         optimizers = [item["optimizer"] if isinstance(item, dict) else item for item in made]
         schedules = [item["lr_scheduler"] for item in made if isinstance(item, dict) and "lr_scheduler" in item]
         return optimizers, schedules
 
     def training_step(self, batch: PerturbationBatch, batch_idx: int) -> None:  # type: ignore[override]
         totals: dict[str, Tensor] = {}
-        for member, optimizer in zip(self._all(), self.optimizers(), strict=True):  # type: ignore[arg-type]
+        optimizers: Any = self.optimizers()
+        for member, optimizer in zip(self._all(), optimizers, strict=True):
             terms = member.loss(batch)
             optimizer.zero_grad()
             self.manual_backward(torch.stack(list(terms.values())).sum())
@@ -122,7 +123,7 @@ class Ensemble(PerturbationModel):
         self.log("train/loss", torch.stack(list(totals.values())).sum(), batch_size=len(batch), on_epoch=True, on_step=True)
 
     def on_train_epoch_end(self) -> None:
-        schedules = self.lr_schedulers() or []
+        schedules: Any = self.lr_schedulers() or []
         for schedule in schedules if isinstance(schedules, list) else [schedules]:
             schedule.step()
 
