@@ -1,13 +1,8 @@
-"""Prediction from a checkpoint: the same numbers by every way, whole files or none, and what is refused."""
+"""Prediction from a checkpoint: the same numbers by every way, for the cells and conditions that were asked for."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,86 +10,12 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from lightning.pytorch import Trainer, seed_everything
+from prediction_setting import CONTEXTS, N_CONTROLS, Doubling, Trained, command, data_module, expression, trainer
 
 import perturbzoo
-from perturbzoo import PerturbSeqDataModule, prediction
+from perturbzoo import prediction
 from perturbzoo.cli import main
-from perturbzoo.data.batch import PerturbationBatch
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning
-from perturbzoo.models.base import PerturbationModel, Prediction
-from perturbzoo.models.baselines import Additive
-from perturbzoo.models.gears import GEARS
-
-CONDITIONS = ("G0", "G1", "G2", "G3", "X", "G0+G1", "G1+G2")
-SPLIT = {"method": "explicit", "test": "G3,G1+G2"}
-CONTEXTS = ("a", "b")
-N_CONTROLS = 30
-
-
-@dataclass
-class Trained:
-    """A screen in two contexts, as a file and in memory, and models trained on it."""
-
-    folder: Path
-    adata: anndata.AnnData
-    screen: Path
-    gears: Path
-    additive: Path
-
-    def controls(self, context: str | None = None) -> anndata.AnnData:
-        chosen = self.adata.obs["perturbation"] == "control"
-        if context is not None:
-            chosen &= self.adata.obs["context"] == context
-        return self.adata[chosen.to_numpy()].copy()
-
-
-def data_module(screen: Path, **arguments: Any) -> PerturbSeqDataModule:
-    return PerturbSeqDataModule(str(screen), covariates=["context"], split=SPLIT, cells_per_condition=8, **arguments)
-
-
-def trainer(folder: Path) -> Trainer:
-    return Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_epochs=2,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def trained(make_adata: Callable[..., anndata.AnnData], tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    folder = tmp_path_factory.mktemp("prediction")
-    adata = make_adata(conditions=CONDITIONS, contexts=CONTEXTS, cells_per_condition=12, n_controls=N_CONTROLS)
-    screen, graph = folder / "screen.h5ad", folder / "edges.csv"
-    adata.write_h5ad(screen)
-    pd.DataFrame({"source": ["G0", "G1"], "target": ["NEW", "G2"], "weight": [1.0, 0.5]}).to_csv(graph, index=False)
-    seed_everything(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gears = GEARS(hidden=4, uncertainty=True, lr=0.05, perturbation_graph=[{"kind": "edges", "path": str(graph)}])
-        trainer(folder / "gears").fit(gears, data_module(screen))
-        trainer(folder / "additive").fit(Additive(), data_module(screen))
-    checkpoints = [folder / name / "checkpoints" / "last.ckpt" for name in ("gears", "additive")]
-    return Trained(folder, adata, screen, *checkpoints)
-
-
-def command(trained: Trained, to: Path | str, *options: str, **given: Any) -> list[str]:
-    """A command line; `given` replaces what it says by default."""
-    settings = {"ckpt_path": trained.gears, "controls": trained.screen, "conditions": "G0+G2,G3", "output": to} | given
-    arguments = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-    return ["predict", *arguments, *options]
-
-
-def expression(adata: anndata.AnnData, depth: float) -> pd.DataFrame:
-    """log1p-normalised expression, from the formula."""
-    counts = np.asarray(adata.X.todense())
-    return pd.DataFrame(np.log1p(counts / counts.sum(axis=1, keepdims=True) * depth), adata.obs_names, adata.var_names)
-
 
 # ---------------------------------------------------------------------------------------------- the same numbers
 
@@ -237,6 +158,39 @@ def test_controls_on_disk_are_read_as_in_memory(trained: Trained) -> None:
     np.testing.assert_allclose(model.predict(dense, "G0").X, expected.X, rtol=0, atol=1e-6)
 
 
+def test_unseen_context_is_predicted_from_its_own_controls(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    controls = trained.controls()
+    controls.obs["context"] = controls.obs["context"].astype(str).replace("b", "c")
+    controls.write_h5ad(tmp_path / "controls.h5ad")
+    given = {"ckpt_path": trained.additive, "controls": tmp_path / "controls.h5ad", "conditions": "G0"}
+    main(command(trained, tmp_path / "predicted.h5ad", **given))
+    warned = capsys.readouterr().err.splitlines()
+    assert len(warned) == 1
+    assert warned[0].startswith(f"warning: {tmp_path / 'controls.h5ad'}: c: never seen in training")
+    predicted = anndata.read_h5ad(tmp_path / "predicted.h5ad")
+    assert predicted.obs["context"].value_counts().to_dict() == {"a": N_CONTROLS, "c": N_CONTROLS}
+    model = perturbzoo.load(trained.additive)
+    control = expression(trained.adata, model.get_spec().depth).loc[predicted.obs["control_cell"]]
+    np.testing.assert_allclose(predicted.X - predicted.layers["delta"], control, rtol=0, atol=1e-5)
+    # where a context is new, the single counts as in the mean context
+    known = model.predict(trained.screen, "G0", pseudobulk=True).layers["delta"]
+    new = predicted[predicted.obs["context"] == "c"].layers["delta"]
+    np.testing.assert_allclose(new, np.broadcast_to(known.mean(axis=0), new.shape), rtol=0, atol=1e-5)
+
+
+def test_order_of_genes_does_not_matter(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    genes = np.random.default_rng(0).permutation(trained.adata.n_vars)
+    trained.adata[:, genes].write_h5ad(tmp_path / "shuffled.h5ad")
+    main(command(trained, tmp_path / "predicted.h5ad", controls=tmp_path / "shuffled.h5ad"))
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    predicted = anndata.read_h5ad(tmp_path / "predicted.h5ad")
+    expected = perturbzoo.load(trained.gears).predict(trained.screen, "G0+G2,G3")
+    assert predicted.var_names.tolist() == expected.var_names.tolist()
+    np.testing.assert_allclose(predicted.X, expected.X, rtol=0, atol=1e-6)
+
+
 def test_drawn_cells(trained: Trained) -> None:
     model = perturbzoo.load(trained.gears)
 
@@ -268,25 +222,6 @@ def test_pseudobulk_is_the_mean_of_the_cells(trained: Trained, tmp_path: Path) -
     for name in (None, "delta", "std"):
         mean = cells.to_df(name).groupby([cells.obs["condition"], cells.obs["context"]], observed=True, sort=False).mean()
         np.testing.assert_allclose(bulk.to_df(name), mean, rtol=0, atol=1e-5)
-
-
-class Doubling(PerturbationModel):
-    """Doubles every cell: what it predicts depends on the cell, and so does its error."""
-
-    def build(self) -> None:
-        self.factor = torch.nn.Parameter(torch.tensor(2.0))
-
-    def forward(self, batch: PerturbationBatch) -> Prediction:
-        assert len(batch.table) <= 4
-        return Prediction(self.factor * batch.control, batch.control.square())
-
-
-@pytest.fixture
-def doubling(trained: Trained) -> Doubling:
-    model = Doubling()
-    model.spec = perturbzoo.load(trained.gears).get_spec()
-    model.configure_model()
-    return model
 
 
 def test_model_of_whole_cells(trained: Trained, doubling: Doubling, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,140 +296,3 @@ def test_time_window_is_ignored_aloud(trained: Trained) -> None:
     with pytest.warns(PerturbZooWarning, match=r"GEARS has no time: the windows of G0\[2,6\] are ignored"):
         timed = model.predict(trained.screen, "G0[2,6]")
     np.testing.assert_array_equal(timed.X, model.predict(trained.screen, "G0").X)
-
-
-# ---------------------------------------------------------------------------------------------- the file, whole or not at all
-
-DISK_FULL = """
-import resource, signal, sys
-import perturbzoo.prediction, perturbzoo.models.gears  # importing them needs a temporary folder
-from perturbzoo.cli import main
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-for limit in (0, 20_000, 60_000):  # at once, in the table of cells, in the matrices
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try:
-        main(sys.argv[1:])
-    except SystemExit as error:
-        print(error.code)
-"""
-
-
-@pytest.mark.slow
-def test_full_disk_leaves_nothing(trained: Trained, tmp_path: Path) -> None:
-    output = tmp_path / "predicted.h5ad"
-    output.write_text("what was there before")
-    # in a process of its own: HDF5 crashes at the end of the process if a write of its failed
-    arguments = [sys.executable, "-c", DISK_FULL, *command(trained, output, conditions="G0,G1,G2,G3,X,G0+G1")]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["2", "2", "2"]
-    assert done.stderr.splitlines() == [f"error: {output}: could not be written: File too large"] * 3
-    assert [path.name for path in tmp_path.iterdir()] == ["predicted.h5ad"]
-    assert output.read_text() == "what was there before"
-
-
-@pytest.fixture
-def no_permission(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "closed"
-    folder.mkdir()
-    folder.chmod(0o555)
-    if os.access(folder, os.W_OK):  # as root everything can be written, but not in the kernel's own file system
-        yield Path("/proc/self")
-    else:
-        yield folder
-    folder.chmod(0o755)
-
-
-def test_folder_that_cannot_be_written(trained: Trained, no_permission: Path) -> None:
-    with pytest.raises(PerturbZooError, match="could not be written"):
-        prediction.write_predictions(perturbzoo.load(trained.gears), trained.screen, "G0", no_permission / "p.h5ad")
-
-
-def test_interrupted_prediction_leaves_nothing(trained: Trained, doubling: Doubling, tmp_path: Path) -> None:
-    output = tmp_path / "predicted.h5ad"
-    output.write_text("what was there before")
-
-    def interrupt(batch: PerturbationBatch) -> Prediction:
-        raise KeyboardInterrupt
-
-    doubling.forward = interrupt  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        prediction.write_predictions(doubling, trained.screen, "G0", output)
-    assert [path.name for path in tmp_path.iterdir()] == ["predicted.h5ad"]
-    assert output.read_text() == "what was there before"
-
-
-# ---------------------------------------------------------------------------------------------- bad input
-
-
-def bad_files(trained: Trained, folder: Path) -> dict[str, Any]:
-    """Files with something wrong, by name."""
-    whole = trained.gears.read_bytes()
-    (folder / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.ckpt").write_text("not a checkpoint")
-    torch.save({"state_dict": {}}, folder / "other.ckpt")
-    newer = torch.load(trained.gears, weights_only=True)
-    newer["perturbzoo"] |= {"schema": 99, "version": "9.9"}
-    torch.save(newer, folder / "newer.ckpt")
-    (folder / "broken.h5ad").write_bytes(trained.screen.read_bytes()[:5000])
-    perturbed = trained.adata[(trained.adata.obs["perturbation"] != "control").to_numpy()]
-    perturbed.write_h5ad(folder / "perturbed.h5ad")
-    (folder / "no_column.csv").write_text("name\nG0\n")
-    (folder / "empty.csv").write_text("")
-    (folder / "no_rows.csv").write_text("condition\n")
-    (folder / "covariate.csv").write_text("condition,tissue\nG0,lung\n")
-    (folder / "level.csv").write_text("condition,context\nG0,c\n")
-    (folder / "dose.csv").write_text("condition,dose\nG0,much\n")
-    (folder / "folder.h5ad").mkdir()
-    return {name.name: name for name in folder.iterdir()}
-
-
-@pytest.mark.parametrize(
-    ("given", "options", "message"),
-    [
-        ({"ckpt_path": "nowhere.ckpt"}, [], "nowhere.ckpt: no such checkpoint"),
-        ({"ckpt_path": "truncated.ckpt"}, [], "truncated.ckpt: not a readable checkpoint (truncated or damaged?)"),
-        ({"ckpt_path": "text.ckpt"}, [], "text.ckpt: not a readable checkpoint"),
-        ({"ckpt_path": "other.ckpt"}, [], "other.ckpt: not a perturbzoo checkpoint"),
-        ({"ckpt_path": "newer.ckpt"}, [], "perturbzoo 9.9 (schema 99), this version reads up to schema 1: upgrade"),
-        ({}, ["--device", "abacus"], "device 'abacus' cannot be used here; give cpu"),
-        ({"controls": "nowhere.h5ad"}, [], "nowhere.h5ad: no such file"),
-        ({"controls": "broken.h5ad"}, [], "broken.h5ad: not a readable h5ad file (truncated or damaged?)"),
-        ({"controls": "perturbed.h5ad"}, [], "perturbed.h5ad: no control cells: no cell is labelled as control in obs column"),
-        ({"conditions": ""}, [], "a target is missing"),
-        ({"conditions": "no_rows.csv"}, [], "conditions: none given"),
-        ({"conditions": "empty.csv"}, [], "empty.csv is no table with a column 'condition'"),
-        ({"conditions": "nowhere.csv"}, [], "nowhere.csv: no such file"),
-        ({"conditions": "no_column.csv"}, [], "the table has no column 'condition'; it has name"),
-        ({"conditions": "covariate.csv"}, [], "column 'tissue' is neither 'condition' nor 'dose' nor a covariate"),
-        ({"conditions": "level.csv"}, [], "no control cells with context 'c'; there are some of a, b"),
-        ({"conditions": "dose.csv"}, [], "dose 'much' is not a number"),
-        ({"conditions": "G0+"}, [], "a target is missing"),
-        ({}, ["--n_cells", "-3"], "n_cells is -3: give 1 or more"),
-        ({}, ["--n_cells", "0"], "n_cells is 0: give 1 or more"),
-        ({}, ["--n_cells", "3", "--pseudobulk"], "n_cells and pseudobulk exclude each other"),
-        ({}, ["--seed", "-1"], "seed is -1: give 0 or more"),
-        ({"output": "nowhere/predicted.h5ad"}, [], "nowhere does not exist"),
-        ({"output": "predicted.csv"}, [], "give an output name that ends in .h5ad"),
-        ({"output": "folder.h5ad"}, [], "a folder has that name"),
-    ],
-)
-def test_mistakes_are_said_in_one_line(
-    trained: Trained,
-    tmp_path: Path,
-    given: dict[str, str],
-    options: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = set(bad_files(trained, tmp_path))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit_status:
-        main(command(trained, "predicted.h5ad", *options, **given))
-    assert exit_status.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
-    assert {path.name for path in tmp_path.iterdir()} == before
