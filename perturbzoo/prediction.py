@@ -22,12 +22,12 @@ from torch import Tensor
 
 import perturbzoo
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_conditions
+from perturbzoo.data.h5ad_writer import new_h5ad
 from perturbzoo.data.query import QueryCells, read_query
 from perturbzoo.data.reading import expand_path
 from perturbzoo.data.requests import Conditions, read_conditions
 from perturbzoo.data.source import BufferPool, CSRSource
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
-from perturbzoo.h5ad import new_h5ad
 from perturbzoo.perturbation import Condition
 
 if TYPE_CHECKING:

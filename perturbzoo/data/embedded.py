@@ -26,7 +26,7 @@ def embedded_file(name: str) -> Path:
     import pooch
 
     from perturbzoo import __version__
-    from perturbzoo.h5ad import new_h5ad
+    from perturbzoo.data.h5ad_writer import new_h5ad
     from perturbzoo.simulate import simulate_linear, write_go_table
 
     # the version is part of the name: another simulator makes another screen

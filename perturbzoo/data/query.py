@@ -197,7 +197,9 @@ def read_query(controls: AnnData | str | os.PathLike[str], spec: DataSpec, data:
 def _find_controls(obs: pd.DataFrame, data: Mapping[str, Any], where: str) -> np.ndarray:
     """Rows of the control cells: those a column labels so, or all where no column names perturbations."""
     key = data.get("condition_key")
-    present: list[str] = [key] if key is not None and key in obs.columns else [name for name in columns.CONDITION_COLUMNS if name in obs.columns]
+    present: list[str] = (
+        [key] if key is not None and key in obs.columns else [name for name in columns.CONDITION_COLUMNS if name in obs.columns]
+    )
     if not len(obs):
         raise PerturbZooError(f"{where}: it holds no cells")
     control = np.full(len(obs), not present)

@@ -30,8 +30,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same file (default: 0)")
     options = parser.parse_args(arguments)
 
+    from perturbzoo.data.h5ad_writer import new_h5ad
     from perturbzoo.data.reading import expand_path
-    from perturbzoo.h5ad import new_h5ad
     from perturbzoo.simulate import simulate_linear, write_go_table
 
     output = expand_path(options.output)

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from perturbzoo.data.h5ad_writer import _Disk, new_h5ad
 from perturbzoo.errors import PerturbZooError
-from perturbzoo.h5ad import _Disk, new_h5ad
 
 
 def entries(file: Path) -> dict[str, str]:
