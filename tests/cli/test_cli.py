@@ -66,7 +66,7 @@ print(sorted(sys.modules))
     assert "--init_from" in out
     modules = set(eval(out.splitlines()[-1]))
     assert "lightning" in modules
-    assert not modules & {"anndata", "h5py", "scanpy", "scvi", "sklearn", "torch_geometric", "wandb"}
+    assert not modules & {"anndata", "h5py", "scanpy", "scvi", "torch_geometric", "wandb"}
 
 
 def test_printed_configuration_is_read_back(screen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,7 @@ def mistakes(screen: Path, trained: Path, folder: Path) -> dict[str, tuple[list[
     }
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_status_2(
     screen: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
