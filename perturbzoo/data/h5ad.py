@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
-from perturbzoo.data.reading import ValueRange, h5ad_errors, require_h5ad
+from perturbzoo.data.reading import ValueRange, h5ad_errors, h5ad_file, require_h5ad
 from perturbzoo.errors import PerturbZooError
 
 if TYPE_CHECKING:
     import h5py
+    from anndata import AnnData
 
 _BLOCK = 1 << 22  # values read at a time
 
@@ -66,11 +69,15 @@ def read_tables(opened: h5py.File) -> tuple[pd.DataFrame, pd.DataFrame]:
     import anndata
     from anndata.io import read_elem
 
-    if not all(hasattr(opened[name], "keys") for name in ("obs", "var")):
-        # written before anndata 0.7: tables are HDF5 compounds, which only anndata's own reader knows
+    if not _has_modern_tables(opened):
         backed = anndata.read_h5ad(opened.filename, backed="r")
         return backed.obs, backed.var
     return read_elem(opened["obs"]), read_elem(opened["var"])
+
+
+def _has_modern_tables(opened: h5py.File) -> bool:
+    """Whether obs and var are groups: before anndata 0.7 they were HDF5 compounds, which only anndata's own reader knows."""
+    return all(hasattr(opened[name], "keys") for name in ("obs", "var"))
 
 
 def value_elements(opened: h5py.File) -> dict[str | None, Any]:
@@ -78,6 +85,47 @@ def value_elements(opened: h5py.File) -> dict[str | None, Any]:
     elements = {None: opened.get("X"), **opened.get("layers", {})}
     # None is written as a dataset without a shape
     return {name: element for name, element in elements.items() if hasattr(element, "keys") or getattr(element, "shape", None)}
+
+
+def read_cells(path: str | os.PathLike[str], layer: str | None) -> AnnData:
+    """Read obs, var and one matrix of an h5ad file into memory: X, or the given layer.
+
+    Sparse values become float32 and their indices 32-bit while they are read, so that the process never holds more than the
+    matrix it is going to use.
+    """
+    import anndata
+    from anndata.io import read_elem
+
+    file = h5ad_file(path)
+    with open_h5ad(file) as opened:
+        element = value_elements(opened).get(layer)
+        if element is None or not _has_modern_tables(opened):
+            # there is nothing to save, but a message to give
+            return anndata.read_h5ad(file)
+        values = _read_csr(element) if _is_csr_of_numbers(element) else read_elem(element)
+        obs, var = read_tables(opened)
+        return anndata.AnnData(values if layer is None else None, obs, var, layers={layer: values} if layer else None)
+
+
+def _is_csr_of_numbers(element: Any) -> bool:
+    return hasattr(element, "keys") and _sparse_form(element) == "CSR" and element["data"].dtype.kind in "iuf"
+
+
+def _read_csr(group: h5py.Group) -> sparse.csr_matrix:
+    n_rows, n_columns = (int(size) for size in group.attrs.get("shape", group.attrs.get("h5sparse_shape")))
+    n_values = len(group["data"])
+    index = np.int32 if max(n_columns, n_values) <= np.iinfo(np.int32).max else np.int64
+    parts = []
+    for name, dtype in (("data", np.float32), ("indices", index), ("indptr", index)):
+        part = np.empty(group[name].shape, dtype=dtype)
+        if part.size:
+            # HDF5 converts on the way
+            group[name].read_direct(part)
+        parts.append(part)
+    matrix = sparse.csr_matrix(tuple(parts), shape=(n_rows, n_columns))
+    # an index out of range would be written to somebody else's memory when rows are made dense
+    matrix.check_format(full_check=True)
+    return matrix
 
 
 def scan_matrix(element: Any, name: str) -> Matrix:

@@ -8,7 +8,8 @@ from typing import Literal
 
 import pandas as pd
 
-from perturbzoo.data.reading import check_unique, detect_value_space, name_of_values, read_anndata, values_as_csr
+from perturbzoo.data.h5ad import read_cells
+from perturbzoo.data.reading import check_unique, detect_value_space, name_of_values, values_as_csr
 from perturbzoo.data.screen import Columns, Screen, gene_names, understand
 from perturbzoo.errors import PerturbZooError
 
@@ -42,14 +43,14 @@ def read_files(paths: Sequence[str], join: Join, wanted: Columns) -> Screen:
         different kinds of values.
     """
     if len(paths) == 1:
-        return understand(read_anndata(paths[0]), wanted, paths[0], own=True)
+        return understand(read_cells(paths[0], wanted.layer), wanted, paths[0], own=True)
     if join not in ("intersection", "union"):
         raise PerturbZooError(f"join is '{join}': give 'intersection' or 'union'")
     import anndata
 
     parts, spaces = [], []
     for path in paths:
-        adata = read_anndata(path)
+        adata = read_cells(path, wanted.layer)
         check_unique(adata.obs_names, "cells", path)
         values = values_as_csr(adata, wanted.layer, path)
         # log1p values and small counts together would pass for log1p values

@@ -56,10 +56,11 @@ class BatchLoader:
         self.source = source
         self.sampler = sampler
         self.table = table
-        self.control_mean = control_mean
+        # NumPy picks rows: torch takes longer for small arrays, and wakes its threads for some
+        self.control_mean = control_mean.numpy()
         self.context_of_pair = context_of_pair
-        self.size_factor = torch.as_tensor(size_factor, dtype=torch.float32)
-        self.covariates = torch.as_tensor(covariates, dtype=torch.int64)
+        self.size_factor = np.asarray(size_factor, dtype=np.float32)
+        self.covariates = np.asarray(covariates, dtype=np.int64)
         self.depth = depth
         self._pool = BufferPool(source.n_genes)
 
@@ -69,20 +70,17 @@ class BatchLoader:
     def __iter__(self) -> Iterator[PerturbationBatch]:
         for index in self.sampler:
             expression, control = gather_pairs(self.source, self._pool, index.cells, index.controls)
-            pairs, row = np.unique(index.pairs, return_inverse=True)
-            table = self.table.select(torch.from_numpy(pairs))
-            cell, control_cell = torch.from_numpy(index.cells), torch.from_numpy(index.controls)
             yield PerturbationBatch(
                 expression=expression,
                 control=control,
-                row=torch.from_numpy(row),
-                table=table,
-                context_control=self.control_mean[self.context_of_pair[pairs]],
-                size_factor=self.size_factor[cell],
-                control_size_factor=self.size_factor[control_cell],
-                covariates=self.covariates[cell],
-                cell=cell,
-                control_cell=control_cell,
+                row=torch.from_numpy(index.row),
+                table=self.table.select(torch.from_numpy(index.pairs)),
+                context_control=torch.from_numpy(self.control_mean[self.context_of_pair[index.pairs]]),
+                size_factor=torch.from_numpy(self.size_factor[index.cells]),
+                control_size_factor=torch.from_numpy(self.size_factor[index.controls]),
+                covariates=torch.from_numpy(self.covariates[index.cells]),
+                cell=torch.from_numpy(index.cells),
+                control_cell=torch.from_numpy(index.controls),
                 depth=self.depth,
             )
             # this frame must not keep the buffers in use while the next batch is gathered

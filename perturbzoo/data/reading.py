@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # a log1p-normalised value of 30 would be e^30 counts; raw counts with a fraction are ambient-corrected or scaled
 LOG1P_MAXIMUM = 30.0
-_BLOCK = 1 << 22  # values checked at a time, so that no check needs memory of the matrix's size
+_BLOCK = 1 << 18  # values worked on at a time, so that nothing needs memory of the matrix's size
 
 _COMPARISONS = {
     ">": operator.gt,
@@ -282,9 +282,12 @@ def filter_cells(obs: pd.DataFrame, expression: str, where: str) -> np.ndarray:
 def row_sums(csr: sparse.csr_matrix) -> np.ndarray:
     """Sum of each row, float64, without the copy of all values in float64 that ``csr.sum`` makes."""
     sums = np.zeros(csr.shape[0])
-    filled = np.flatnonzero(np.diff(csr.indptr))
-    if len(filled):
-        sums[filled] = np.add.reduceat(csr.data[: csr.nnz], csr.indptr[filled], dtype=np.float64)
+    for start, stop in _row_ranges(csr):
+        first, last = csr.indptr[start], csr.indptr[stop]
+        filled = np.flatnonzero(np.diff(csr.indptr[start : stop + 1]))
+        if len(filled):
+            block = csr.data[first:last].astype(np.float64)
+            sums[start + filled] = np.add.reduceat(block, csr.indptr[start + filled] - first)
     return sums
 
 
@@ -329,3 +332,19 @@ def normalise(csr: sparse.csr_matrix, size_factor: np.ndarray, depth: float) -> 
         block = csr.data[csr.indptr[start] : csr.indptr[stop]]
         block *= np.repeat(scale[start:stop], np.diff(csr.indptr[start : stop + 1]))
         np.log1p(block, out=block)
+
+
+def keep_rows(csr: sparse.csr_matrix, rows: np.ndarray) -> sparse.csr_matrix:
+    """Return the rows marked in a ``(cells,)`` bool array, moved together within the memory of `csr`, which is used up."""
+    lengths = np.diff(csr.indptr)
+    indptr = np.concatenate([[0], np.cumsum(lengths[rows])]).astype(csr.indptr.dtype)
+    done = 0
+    for start, stop in _row_ranges(csr):
+        kept = rows[start:stop]
+        old = slice(csr.indptr[start], csr.indptr[stop])
+        new = slice(indptr[done], indptr[done := done + int(kept.sum())])
+        wanted = np.repeat(kept, lengths[start:stop])
+        # never beyond what has been read: rows only move up
+        csr.data[new] = csr.data[old][wanted]
+        csr.indices[new] = csr.indices[old][wanted]
+    return sparse.csr_matrix((csr.data[: indptr[-1]], csr.indices[: indptr[-1]], indptr), shape=(done, csr.shape[1]))

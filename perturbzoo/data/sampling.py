@@ -1,7 +1,8 @@
 """Which cells go into which batch: index arrays only, computed before a batch is read.
 
-Every choice is a function of (seed, epoch, batch number) and never of the rank, so that any number of processes sees the
-same batches; each takes its share of them.
+Every choice is a function of (seed, epoch) and never of the rank, so that any number of processes sees the same batches;
+each takes its share of them. Indices are drawn for many batches at once: between two batches the cache is full of
+expression values, and each small array operation costs several times what it costs alone.
 """
 
 from __future__ import annotations
@@ -36,14 +37,35 @@ class CellIndex:
     context_of_pair: np.ndarray
     controls_by_context: list[np.ndarray]
 
+    def __post_init__(self) -> None:
+        self._controls = np.concatenate(self.controls_by_context)
+        self._n_controls = np.array([len(controls) for controls in self.controls_by_context])
+        self._first_control = np.cumsum(self._n_controls) - self._n_controls
+
+    def draw_controls(self, generator: np.random.Generator, pairs: np.ndarray) -> np.ndarray:
+        """Draw one control cell of its context for each of the given pairs ``(B,)``, with replacement: rows ``(B,)``."""
+        context = self.context_of_pair[pairs]
+        return self._controls[self._first_control[context] + generator.integers(self._n_controls[context])]
+
 
 @dataclass
 class BatchIndex:
-    """One batch before it is read: shapes ``(B,)``, source rows of cells and matched controls, and each cell's pair."""
+    """One batch before it is read.
+
+    Attributes
+    ----------
+    cells, controls
+        Shape ``(B,)``: source rows of the cells and of their matched controls.
+    pairs
+        Shape ``(C,)``: the distinct pairs of the cells.
+    row
+        Shape ``(B,)``: position in `pairs` of each cell's pair.
+    """
 
     cells: np.ndarray
     controls: np.ndarray
     pairs: np.ndarray
+    row: np.ndarray
 
 
 class Sampler(Protocol):
@@ -107,15 +129,14 @@ class ConditionSampler:
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        n_cells = sum(len(index.cells_by_pair[pair]) for pair in self.pairs)
-        self.n_rounds = max(1, round(n_cells / (len(self.pairs) * cells_per_condition)))
+        self._sizes = np.array([len(index.cells_by_pair[pair]) for pair in self.pairs])
+        self.n_rounds = max(1, round(int(self._sizes.sum()) / (len(self.pairs) * cells_per_condition)))
         self.batches_per_round = math.ceil(len(self.pairs) / conditions_per_batch)
 
     @property
     def resampled_pairs(self) -> np.ndarray:
         """The pairs that have fewer cells than a batch asks for, so that cells repeat within a batch."""
-        sizes = np.array([len(self.index.cells_by_pair[pair]) for pair in self.pairs])
-        return self.pairs[sizes < self.cells_per_condition]
+        return self.pairs[self._sizes < self.cells_per_condition]
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -126,16 +147,15 @@ class ConditionSampler:
 
     def __iter__(self) -> Iterator[BatchIndex]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        deals = [
-            batch
-            for _ in range(self.n_rounds)
-            for batch in np.array_split(generator.permutation(self.pairs), self.batches_per_round)
-        ]
-        walks = {int(pair): self._walk(generator, self.index.cells_by_pair[pair]) for pair in self.pairs}
-        # which stretch of its walk a pair has come to in each batch: its round
-        for position in range(len(self)):
-            number = (position * self.world_size + self.rank) % len(deals)
-            yield self._draw(deals[number], walks, number // self.batches_per_round, number)
+        deals = [generator.permutation(len(self.pairs)) for _ in range(self.n_rounds)]
+        walks = np.stack([self._walk(generator, self.index.cells_by_pair[pair]) for pair in self.pairs])
+        current, batches = -1, list[BatchIndex]()
+        for step in range(len(self)):
+            number = (step * self.world_size + self.rank) % (self.n_rounds * self.batches_per_round)
+            turn, place = divmod(number, self.batches_per_round)
+            if turn != current:
+                current, batches = turn, self._round(turn, self.pairs[deals[turn]], walks[deals[turn], turn])
+            yield batches[place]
 
     def _walk(self, generator: np.random.Generator, cells: np.ndarray) -> np.ndarray:
         """Permutations of the cells one after another, long enough for the epoch: ``(rounds, cells_per_condition)``."""
@@ -143,18 +163,26 @@ class ConditionSampler:
         repeats = [generator.permutation(cells) for _ in range(math.ceil(needed / len(cells)))]
         return np.concatenate(repeats)[:needed].reshape(self.n_rounds, self.cells_per_condition)
 
-    def _draw(self, pairs: np.ndarray, walks: dict[int, np.ndarray], turn: int, number: int) -> BatchIndex:
-        generator = np.random.default_rng([self.seed, self.epoch, number])
+    def _round(self, turn: int, pairs: np.ndarray, cells: np.ndarray) -> list[BatchIndex]:
+        """Cut a deal of all `pairs` ``(P,)`` and their `cells` ``(P, m)`` into batches, and draw the controls."""
+        # [seed, epoch, 0] would be the stream of [seed, epoch]: SeedSequence fills up with zeros
+        generator = np.random.default_rng([self.seed, self.epoch, turn + 1])
         m = self.cells_per_condition
-        cells = np.concatenate([walks[int(pair)][turn] for pair in pairs])
-        pools = [self.index.controls_by_context[self.index.context_of_pair[pair]] for pair in pairs]
-        with_replacement = self.mode == "condition"
-        controls = np.concatenate([generator.choice(pool, m, replace=with_replacement or len(pool) < m) for pool in pools])
-        batch = BatchIndex(cells, controls, np.repeat(pairs, m))
+        dealt = np.array_split(pairs, self.batches_per_round)
+        rows = cells.ravel()
+        place = np.concatenate([np.arange(len(batch)) for batch in dealt]).repeat(m)
         if self.mode == "grouped":
-            return batch
-        order = generator.permutation(len(cells))
-        return BatchIndex(batch.cells[order], batch.controls[order], batch.pairs[order])
+            pools = [self.index.controls_by_context[context] for context in self.index.context_of_pair[pairs]]
+            controls = np.concatenate([generator.choice(pool, m, replace=len(pool) < m) for pool in pools])
+        else:
+            controls = self.index.draw_controls(generator, pairs.repeat(m))
+            # sorted by batch, shuffled within: one sort for all batches
+            batch = np.repeat(np.arange(len(dealt)), [len(batch) * m for batch in dealt])
+            order = np.argsort(batch + generator.random(len(rows)))
+            rows, controls, place = rows[order], controls[order], place[order]
+        ends = np.cumsum([len(batch) * m for batch in dealt])[:-1]
+        parts = zip(*(np.split(array, ends) for array in (rows, controls, place)), strict=True)
+        return [BatchIndex(cells, controls, pairs, row) for (cells, controls, row), pairs in zip(parts, dealt, strict=True)]
 
 
 class EveryCellSampler:
@@ -187,12 +215,7 @@ class EveryCellSampler:
         self.cells = np.concatenate([index.cells_by_pair[pair] for pair in pairs])
         sizes = [len(index.cells_by_pair[pair]) for pair in pairs]
         self.pairs = np.repeat(np.asarray(pairs), sizes)
-        self.controls = np.concatenate(
-            [
-                generator.choice(index.controls_by_context[index.context_of_pair[pair]], size)
-                for pair, size in zip(pairs, sizes, strict=True)
-            ]
-        )
+        self.controls = index.draw_controls(generator, self.pairs)
         largest_share = math.ceil(len(self.cells) / world_size)
         self.n_batches = math.ceil(largest_share / batch_size)
         self.share = np.array_split(np.arange(len(self.cells)), world_size)[rank]
@@ -205,4 +228,5 @@ class EveryCellSampler:
 
     def __iter__(self) -> Iterator[BatchIndex]:
         for rows in np.array_split(self.share, self.n_batches):
-            yield BatchIndex(self.cells[rows], self.controls[rows], self.pairs[rows])
+            pairs, row = np.unique(self.pairs[rows], return_inverse=True)
+            yield BatchIndex(self.cells[rows], self.controls[rows], pairs, row)

@@ -12,7 +12,15 @@ import pandas as pd
 from scipy import sparse
 
 from perturbzoo.data import columns
-from perturbzoo.data.reading import check_unique, detect_value_space, filter_cells, name_of_values, row_sums, values_as_csr
+from perturbzoo.data.reading import (
+    check_unique,
+    detect_value_space,
+    filter_cells,
+    keep_rows,
+    name_of_values,
+    row_sums,
+    values_as_csr,
+)
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.perturbation import Condition, parse_conditions
 
@@ -150,7 +158,7 @@ class Screen:
             levels[name] = tuple(known[level] for level in used)
         return replace(
             self,
-            values=self.values[cells],
+            values=keep_rows(self.values, cells),
             condition=self.condition[cells],
             covariates=levels,
             covariate=covariate,

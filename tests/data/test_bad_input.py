@@ -355,7 +355,7 @@ def test_file_that_does_not_fit_in_memory(make_adata: Factory, tmp_path: Path, m
 
     file = tmp_path / "screen.h5ad"
     make_adata().write_h5ad(file)
-    monkeypatch.setattr(anndata, "read_h5ad", no_memory)
+    monkeypatch.setattr("anndata.io.read_elem", no_memory)
     says(one_line(str(file)), "screen.h5ad", "does not fit in memory")
 
 
