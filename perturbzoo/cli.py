@@ -17,11 +17,12 @@ from perturbzoo.errors import PerturbZooError, PerturbZooWarning
 
 def _train(command: str) -> Callable[[Sequence[str]], None]:
     def run(arguments: Sequence[str]) -> None:
-        # nothing that an import makes is garbage; looking for some meanwhile takes a second
+        # nothing that an import makes is garbage: looking for some, meanwhile and later, takes two seconds
         gc.disable()
         try:
             from perturbzoo.training import main as train
         finally:
+            gc.freeze()
             gc.enable()
 
         train([command, *arguments])
