@@ -6,10 +6,7 @@ few MB is most of the cost of a naive loader.
 
 from __future__ import annotations
 
-import itertools
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +16,6 @@ from torch import Tensor
 
 # values of a dense buffer written at a time: zeroed and filled while they are in the cache (512 KiB of float32)
 _BLOCK = 1 << 17
-_MOST_THREADS = 4
 
 
 class CellSource(Protocol):
@@ -46,7 +42,7 @@ class CSRSource:
         # imported here: '--help' has no use for it
         from sklearn.utils.sparsefuncs_fast import assign_rows_csr
 
-        self._assign = assign_rows_csr
+        self._assign_rows = assign_rows_csr
         # it would keep only the last of entries that stand twice
         matrix.sum_duplicates()
         self.matrix = matrix
@@ -54,40 +50,20 @@ class CSRSource:
         # nor does it know the 64-bit indices of matrices with more than 2^31 entries
         self._is_small = matrix.indices.dtype == np.int32 and matrix.indptr.dtype == np.int32
         self._positions = np.arange(max(1, _BLOCK // max(1, self.n_genes)), dtype=np.intp)
-        self._helpers: ThreadPoolExecutor | None = None
-        self._process = -1
 
     def gather(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Write cells `rows` ``(B,)`` into `out` ``(B, G)``, by as many threads as torch may use, four at the most."""
+        """Write cells `rows` ``(B,)`` into `out` ``(B, G)``, without the copy of their entries that slicing makes."""
         if not self._is_small:
             self.matrix[rows].toarray(out=out)
             return
         # the kernel trusts its arguments
         if len(rows) and not 0 <= rows.min() <= rows.max() < self.n_cells:
             raise IndexError(f"rows from {rows.min()} to {rows.max()} of a source of {self.n_cells} cells")
-        n_threads = max(1, min(_MOST_THREADS, torch.get_num_threads(), out.size // _BLOCK))
-        cuts = [len(rows) * share // n_threads for share in range(n_threads + 1)]
-        shares = [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
-        others = [self._threads().submit(self._write, rows[share], out[share]) for share in shares[1:]]
-        self._write(rows[shares[0]], out[shares[0]])
-        for other in others:
-            other.result()
-
-    def _write(self, rows: np.ndarray, out: np.ndarray) -> None:
+        # threads would gain nothing: two of them are no faster than one, memory is what limits
         block = len(self._positions)
         for start in range(0, len(rows), block):
             part = rows[start : start + block]
-            self._assign(self.matrix, part, self._positions[: len(part)], out[start : start + block])
-
-    def _threads(self) -> ThreadPoolExecutor:
-        """Threads of this process: a forked one inherits the object, but not its threads."""
-        if self._helpers is None or self._process != os.getpid():
-            self._helpers, self._process = ThreadPoolExecutor(_MOST_THREADS - 1, "gather"), os.getpid()
-        return self._helpers
-
-    def __getstate__(self) -> dict[str, object]:
-        # threads cannot be pickled; the copy starts its own
-        return {**self.__dict__, "_helpers": None}
+            self._assign_rows(self.matrix, part, self._positions[: len(part)], out[start : start + block])
 
 
 class BufferPool:

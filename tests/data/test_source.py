@@ -22,6 +22,15 @@ def test_gather_equals_slicing(n_cells: int, n_genes: int, n_rows: int) -> None:
     np.testing.assert_array_equal(out, matrix.toarray()[rows])
 
 
+def test_64_bit_indices_are_gathered_alike() -> None:
+    matrix = sparse.random(40, 7, density=0.3, format="csr", dtype=np.float32, random_state=0)
+    expected = matrix.toarray()[[3, 3, 39]]
+    matrix.indices, matrix.indptr = matrix.indices.astype(np.int64), matrix.indptr.astype(np.int64)
+    out = np.full((3, 7), np.nan, dtype=np.float32)
+    CSRSource(matrix).gather(np.array([3, 3, 39]), out)
+    np.testing.assert_array_equal(out, expected)
+
+
 def test_entries_stored_twice_are_added() -> None:
     matrix = sparse.csr_matrix((np.ones(3, dtype=np.float32), np.array([0, 0, 1]), np.array([0, 2, 3])), shape=(2, 2))
     out = np.empty((2, 2), dtype=np.float32)
