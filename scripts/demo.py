@@ -52,7 +52,7 @@ def draw(folder: Path, screen: Path, predictions: Path) -> list[Path]:
         plt.close(figure)
         figures.append(path)
 
-    save(plot_training_curves(next((folder / "run" / "logs").rglob("metrics.csv"))).figure, "training.png")
+    save(plot_training_curves(next((folder / "run" / "logs").rglob("metrics.csv")))[0].figure, "training.png")
     summary = pd.read_csv(folder / "run" / "test" / "summary.csv")
     save(plot_score_bars(summary, metric="pearson_delta").figure, "scores.png")
     predicted, truth = anndata.read_h5ad(predictions), truth_frame(anndata.read_h5ad(screen), "delta")
