@@ -322,6 +322,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contender; the median counts")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--cell_load_python", help="interpreter of an environment that has cell-load")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="contenders to run")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     options = parser.parse_args()
     file = options.folder / f"screen_{options.cells}x{options.genes}_{options.conditions}_{options.density:g}.h5ad"
@@ -335,7 +336,7 @@ def main() -> int:
         write_screen(file, options.cells, options.genes, options.conditions, options.density)
 
     running: list[Process] = []
-    for name in CONTENDERS:
+    for name in options.only:
         of_cell_load = name.startswith("cell-load")
         if of_cell_load and not options.cell_load_python:
             print(f"{name}: not measured: give --cell_load_python")
