@@ -47,6 +47,11 @@ class ConditionTable:
         """Return the table of the given rows, int64; `pair` keeps pointing into the original list."""
         return ConditionTable(**{item.name: getattr(self, item.name).index_select(0, rows) for item in fields(self)})
 
+    def split(self, sizes: Sequence[int]) -> list[ConditionTable]:
+        """Cut the table into tables of the given numbers of rows; they share its memory."""
+        parts = zip(*(getattr(self, item.name).split(list(sizes)) for item in fields(self)), strict=True)
+        return [ConditionTable(*part) for part in parts]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ConditionTable:
         return ConditionTable(
             **{item.name: getattr(self, item.name).to(device, non_blocking=non_blocking) for item in fields(self)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,8 +10,12 @@ import torch
 from torch import Tensor
 
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch
-from perturbzoo.data.sampling import Sampler
+from perturbzoo.data.sampling import BatchIndex, Sampler
 from perturbzoo.data.source import BufferPool, CellSource, gather_pairs
+
+# between two batches the cache is full of expression, and each small array operation costs several times what it costs
+# alone: they are done for this many batches at once
+_AHEAD = 32
 
 
 class BatchLoader:
@@ -68,19 +73,36 @@ class BatchLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[PerturbationBatch]:
-        for index in self.sampler:
-            expression, control = gather_pairs(self.source, self._pool, index.cells, index.controls)
+        indices = iter(self.sampler)
+        while ahead := list(itertools.islice(indices, _AHEAD)):
+            yield from self._read(ahead)
+
+    def _read(self, indices: list[BatchIndex]) -> Iterator[PerturbationBatch]:
+        """Look up what is small for all these batches at once, then read the expression of one after another."""
+        sizes = [len(index.cells) for index in indices]
+        # cells and controls of the first batch, of the second, ...
+        rows = np.concatenate([part for index in indices for part in (index.cells, index.controls)])
+        halves = [size for size in sizes for _ in range(2)]
+        cell = torch.from_numpy(rows).split(halves)
+        size_factor = torch.from_numpy(self.size_factor[rows]).split(halves)
+        covariates = torch.from_numpy(self.covariates[rows]).split(halves)
+        pairs = torch.from_numpy(np.concatenate([index.pairs for index in indices]))
+        tables = self.table.select(pairs).split([len(index.pairs) for index in indices])
+        end = 0
+        for number, (index, size, table) in enumerate(zip(indices, sizes, tables, strict=True)):
+            start, end = end, end + 2 * size
+            expression, control = gather_pairs(self.source, self._pool, rows[start:end], size)
             yield PerturbationBatch(
                 expression=expression,
                 control=control,
                 row=torch.from_numpy(index.row),
-                table=self.table.select(torch.from_numpy(index.pairs)),
+                table=table,
                 context_control=torch.from_numpy(self.control_mean[self.context_of_pair[index.pairs]]),
-                size_factor=torch.from_numpy(self.size_factor[index.cells]),
-                control_size_factor=torch.from_numpy(self.size_factor[index.controls]),
-                covariates=torch.from_numpy(self.covariates[index.cells]),
-                cell=torch.from_numpy(index.cells),
-                control_cell=torch.from_numpy(index.controls),
+                size_factor=size_factor[2 * number],
+                control_size_factor=size_factor[2 * number + 1],
+                covariates=covariates[2 * number],
+                cell=cell[2 * number],
+                control_cell=cell[2 * number + 1],
                 depth=self.depth,
             )
             # this frame must not keep the buffers in use while the next batch is gathered

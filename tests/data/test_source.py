@@ -47,7 +47,7 @@ def test_a_row_that_does_not_exist_is_refused() -> None:
 
 def test_a_buffer_is_used_again_only_when_nobody_holds_it() -> None:
     source, pool = CSRSource(sparse.csr_matrix(np.diag(np.arange(1.0, 5.0)).astype(np.float32))), BufferPool(4)
-    kept = [gather_pairs(source, pool, np.array([row]), np.array([row])) for row in range(4)]
+    kept = [gather_pairs(source, pool, np.array([row, row]), 1) for row in range(4)]
     for row, (cells, _) in enumerate(kept):
         assert cells[0, row] == row + 1
     # a view of a view is enough to hold the memory
@@ -55,7 +55,7 @@ def test_a_buffer_is_used_again_only_when_nobody_holds_it() -> None:
     kept.clear()
     addresses = set()
     for row in range(1, 4):
-        cells, controls = gather_pairs(source, pool, np.array([row]), np.array([row]))
+        cells, controls = gather_pairs(source, pool, np.array([row, row]), 1)
         addresses.add(cells.data_ptr())
         del cells, controls
     assert len(addresses) == 1
