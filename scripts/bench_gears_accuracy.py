@@ -57,7 +57,7 @@ def peer_results(options: argparse.Namespace, folder: Path, seed: int) -> tuple[
     data = data_module(folder, seed)
     bulks, genes = observed(data, "val")
     curve = pd.DataFrame(result["curve"])
-    changes = [aligned(arrays["val_conditions"], arrays[f"val_{epoch}"], data, "val") for epoch in range(len(curve))]
+    changes = [aligned(arrays[f"val_{epoch}_conditions"], arrays[f"val_{epoch}"], data, "val") for epoch in range(len(curve))]
     curve = curve.join(validation_errors(bulks, genes, changes)).assign(screen=fingerprint)
     delta = pd.DataFrame(aligned(arrays["test_conditions"], arrays["test"], data, "test"), columns=data_genes(data))
     delta.index = pd.Index([str(data.conditions[pair]) for pair in data.pairs_of("test")], name="condition")

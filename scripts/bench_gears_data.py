@@ -21,7 +21,7 @@ SPEED_GENES, ACCURACY_GENES = 5000, 1000
 DEPTH = {SPEED_GENES: 4500.0, ACCURACY_GENES: 2000.0}
 SEEDS = (1, 2, 3)
 # ours, both when timed and when scored
-BATCH = {"conditions_per_batch": 16, "cells_per_condition": 32}
+BATCH = {"conditions_per_batch": 8, "cells_per_condition": 100}
 PEER, OURS = "cell-gears", "GEARS"
 
 

@@ -47,6 +47,15 @@ class ConditionTable:
         """Return the table of the given rows, int64; `pair` keeps pointing into the original list."""
         return ConditionTable(**{item.name: getattr(self, item.name).index_select(0, rows) for item in fields(self)})
 
+    def single(self, row: Tensor, column: Tensor) -> ConditionTable:
+        """Return the table in which each row is one intervention of this one, alone."""
+        return ConditionTable(
+            **{
+                item.name: value[row] if (value := getattr(self, item.name)).ndim == 1 else value[row, column][:, None]
+                for item in fields(self)
+            }
+        )
+
     def split(self, sizes: Sequence[int]) -> list[ConditionTable]:
         """Cut the table into tables of the given numbers of rows; they share its memory."""
         parts = zip(*(getattr(self, item.name).split(list(sizes)) for item in fields(self)), strict=True)

@@ -2,18 +2,21 @@ r"""GEARS: a graph network that predicts the transcriptional outcome of multi-ge
 
 Roohani, Huang and Leskovec, Nature Biotechnology 2024, https://doi.org/10.1038/s41587-023-01905-6.
 
-With gene embeddings :math:`e_g`, position embeddings :math:`p_g` on the co-expression graph, target embeddings
-:math:`q_t` on the perturbation graph (SG: simple graph convolution), for a condition :math:`c` with targets
-:math:`t \in c`:
+With gene embeddings :math:`e_g`, position embeddings :math:`p_g` on the co-expression graph, target vectors
+:math:`v_t` from the perturbation graph (:mod:`perturbzoo.models.targets`; SG: simple graph convolution), for a condition
+:math:`c` with targets :math:`t \in c`:
 
 .. math::
     b_g &= \mathrm{MLP}\big(\mathrm{ReLU}(\mathrm{N}(e_g)) + 0.2\, \mathrm{SG}(p)_g\big) \\
-    z_c &= \mathrm{MLP}\big(\textstyle\sum_{t \in c} \mathrm{SG}(q)_t\big) \\
-    h_{cg} &= \mathrm{MLP}\big(\mathrm{ReLU}(\mathrm{N}(b_g + z_c))\big) \\
+    z_c &= \mathrm{MLP}\big(\textstyle\sum_{t \in c} v_t\big) \\
+    h_{cg} &= \mathrm{MLP}\big(\mathrm{ReLU}(\mathrm{N}(b_g + z_c + r_{cg}))\big) \\
     o_{cg} &= \langle w_g, h_{cg} \rangle + a_g \\
-    \hat\delta_{cg} &= u_g o_{cg} + \langle v_g, \mathrm{MLP}(o_c) \rangle + a'_g
+    \hat\delta_{cg} &= s_{cg} + u_g o_{cg} + \langle u'_g, \mathrm{MLP}(o_c) \rangle + a'_g
 
-and a cell's prediction is its control plus :math:`\hat\delta_c`. The control enters nowhere else, so everything above is
+and a cell's prediction is its control plus :math:`\hat\delta_c`. The paper has :math:`s = r = 0`. Here the network starts from
+:math:`s_{cg}`, the sum over the condition's targets of what each is expected to do alone: its measured change in a combination,
+what its neighbours and the training mean say (:mod:`perturbzoo.models.neighbours`) otherwise; :math:`r_{cg}` is a
+linear map of that start's size. The control enters nowhere else, so everything above is
 computed once for each distinct condition (and context) of a batch, never for each cell; :math:`b_g` and the graph
 convolutions once for the whole batch.
 
@@ -25,7 +28,6 @@ difference of signs). What it chose is kept as named arguments; ``paper=True`` s
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, Literal
 
 import torch
@@ -34,24 +36,30 @@ from torch.nn import functional
 
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch
 from perturbzoo.data.datamodule import PerturbSeqDataModule
-from perturbzoo.data.graphs import Graph, build_graph, coexpression_graph, universe
-from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
+from perturbzoo.data.graphs import Graph, coexpression_graph
+from perturbzoo.errors import PerturbZooError
 from perturbzoo.models.base import ConditionDeltaModel
 from perturbzoo.models.known import TrainingDeltas
+from perturbzoo.models.neighbours import Neighbours
+from perturbzoo.models.targets import TargetVectors, prepare_targets
 from perturbzoo.perturbation import KINDS
 
 # argument: (default, the paper's choice)
 CHOICES: dict[str, tuple[Any, Any]] = {
     "loss": ("condition_mse", "autofocus"),
+    "gene_weighting": (0.0, 0.0),
     "direction_weight": (0.0, 0.1),
     "residual": (True, False),
+    "neighbours": (True, False),
+    "start_input": (True, False),
+    "relations": (True, False),
+    "unseen_rate": (0.5, 0.0),
     "context": (True, False),
     "norm": ("layer", "batch"),
     "max_norm": (None, 1.0),
     "lr": (1e-3, 1e-3),
-    "weight_decay": (5e-4, 5e-4),
+    "weight_decay": (0.0, 5e-4),
     "lr_decay": (0.95, 0.5),
-    "fallback_rate": (0.05, 0.0),
 }
 
 
@@ -70,18 +78,31 @@ class GEARS(ConditionDeltaModel):
         ``top_k`` and ``threshold`` of the co-expression graph of the training cells; the paper's 20 and 0.4.
     perturbation_graph
         Sources of the graph between targets, for :func:`perturbzoo.data.graphs.build_graph`:
-        ``[{kind: go, path: gene2go.csv, top_k: 20, threshold: 0.1}]``; several are united. None takes the data module's
-        ``perturbation_graph``; where there is none either, every target is left to itself and an unseen one gets the
-        learned fallback.
+        ``[{kind: go, path: gene2go.csv, top_k: 20, threshold: 0.1}, {kind: coexpression}]``. None takes the data module's
+        ``perturbation_graph``; where there is none either, an unseen target gets what is common to all targets.
+    embedding, dimension
+        A table of vectors for targets beside the learned ones, as in :func:`perturbzoo.models.embedding.embed_targets`.
     loss
         ``condition_mse``: squared error of each condition's mean change. ``autofocus``, the paper's: fourth power of each
         cell's error against one random control. The latter's optimum is not the conditional mean, because the error
         contains the control's own variance.
     direction_weight
         Weight of the direction loss; the paper's 0.1. Smooth here, so that it has a gradient.
+    gene_weighting
+        Share of a gene's weight in ``condition_mse`` that goes by the size of its observed change, from 0 to 1.
     residual
-        Predict the difference from the training mean (from the sum of the singles for a combination) instead of the whole
-        change: an untrained model is then already the baseline.
+        Start from what the single perturbations of the targets are expected to do (their sum, for a combination) instead of from
+        0: an untrained model is then already the baseline.
+    neighbours
+        Where a single was not measured, start from what the target's neighbours in the graph did
+        (:class:`perturbzoo.models.neighbours.Neighbours`); otherwise from the training mean.
+    start_input
+        Let the network see the size of the change it starts from, gene by gene.
+    relations
+        Give each kind of graph a linear map of its own; otherwise all edges count alike, as in the paper's one graph.
+    unseen_rate
+        Share of targets that are treated as never perturbed in a training step, whereby the network learns what neighbours and
+        table tell about a target. At 0 every target of the graph, trained or not, has a learned vector, as in the paper.
     context
         Let the context's mean control profile modulate the change, where there are several contexts.
     norm
@@ -94,12 +115,9 @@ class GEARS(ConditionDeltaModel):
         paper's has no normalising term, so that its optimum is an infinite variance).
     lr, weight_decay, lr_decay
         Adam's learning rate and L2 penalty, and the factor by which the rate shrinks each epoch.
-    fallback_rate
-        Share of targets replaced in training by the fallback vector, from which it learns to be an unknown target.
     """
 
     known: TrainingDeltas
-    informed: Tensor
     context_centre: Tensor
 
     def __init__(
@@ -108,9 +126,16 @@ class GEARS(ConditionDeltaModel):
         hidden: int = 64,
         coexpression: dict[str, Any] | None = None,
         perturbation_graph: list[dict[str, Any]] | None = None,
+        embedding: str | None = None,
+        dimension: int = 20,
         loss: Literal["condition_mse", "autofocus"] | None = None,
         direction_weight: float | None = None,
+        gene_weighting: float | None = None,
         residual: bool | None = None,
+        neighbours: bool | None = None,
+        start_input: bool | None = None,
+        relations: bool | None = None,
+        unseen_rate: float | None = None,
         context: bool | None = None,
         norm: Literal["layer", "batch"] | None = None,
         max_norm: float | None = None,
@@ -118,7 +143,6 @@ class GEARS(ConditionDeltaModel):
         lr: float | None = None,
         weight_decay: float | None = None,
         lr_decay: float | None = None,
-        fallback_rate: float | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -130,63 +154,44 @@ class GEARS(ConditionDeltaModel):
     def prepare(self, data: PerturbSeqDataModule) -> dict[str, Any]:
         spec = self.get_spec()
         limits = {"top_k": 20, "threshold": 0.4, **(self.hparams["coexpression"] or {})}
-        coexpression = coexpression_graph(data.training_cells(), spec.genes, **limits)
-        prepared: dict[str, Any] = {"coexpression": coexpression.to_state()}
-        if sources := self.hparams["perturbation_graph"] or data.hparams["perturbation_graph"]:
-            prepared |= self._target_graph(sources)
-        prepared["informed"] = self._informed(prepared)
-        if not prepared["informed"].all():
-            names = [name for name, known in zip(spec.targets, prepared["informed"].tolist(), strict=False) if not known]
-            warnings.warn(
-                f"{len(names)} targets are neither trained nor next to a trained one in the perturbation graph "
-                f"({shortened(names)}): they get the learned fallback",
-                PerturbZooWarning,
-                stacklevel=2,
-            )
-        return prepared
-
-    def _target_graph(self, sources: list[dict[str, Any]]) -> dict[str, Any]:
-        """The perturbation graph, and the names beyond the data's targets that a trained target can inform."""
-        targets = self.get_spec().targets
-        others = sorted(set(universe(sources)) - set(targets))
-        graph = build_graph(sources, [*targets, *others])
-        informed = self._informed({"targets": graph.to_state(), "extra": others})
-        extra = [name for name, known in zip(others, informed[len(targets) :].tolist(), strict=True) if known]
-        return {"targets": graph.restrict([*targets, *extra]).to_state(), "extra": extra}
+        targets = prepare_targets(
+            data,
+            spec,
+            embedding=self.hparams["embedding"],
+            dimension=self.hparams["dimension"],
+            perturbation_graph=self.hparams["perturbation_graph"],
+        )
+        return {**targets, "coexpression": coexpression_graph(data.training_cells(), spec.genes, **limits).to_state()}
 
     @property
     def target_names(self) -> tuple[str, ...]:
         return (*self.get_spec().targets, *self.prepared.get("extra", ()))
 
-    def _informed(self, prepared: dict[str, Any]) -> Tensor:
-        """Shape ``(T,)``, bool: targets that were trained, or have a trained neighbour to learn from."""
-        known = TrainingDeltas(self.get_spec()).table
-        informed = torch.zeros(len(self.get_spec().targets) + len(prepared.get("extra", ())), dtype=torch.bool)
-        informed[known.targets[known.present]] = True
-        if "targets" in prepared:
-            source, destination = Graph.from_state(prepared["targets"]).edge_index
-            informed[destination[informed[source]]] = True
-        return informed
-
     # ------------------------------------------------------------------ the network
 
     def build(self) -> None:
-        # imported here: it takes half a second, which '--help' has no use for
-        from torch_geometric.nn import SGConv
+        from torch_geometric.nn import GCNConv  # half a second, which '--help' has no use for
+        from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
         spec, h, choices = self.get_spec(), self.hparams["hidden"], self.choices
-        n_genes, n_targets = spec.n_genes, len(self.target_names)
-        self._register_graph("coexpression", n_genes)
-        self._register_graph("targets", n_targets)
-        self.register_buffer("informed", self.prepared["informed"], persistent=False)
+        n_genes, n_targets, graph = spec.n_genes, len(self.target_names), Graph.from_state(self.prepared["coexpression"])
+        # self loops are in the graph
+        index, weight = gcn_norm(graph.edge_index, graph.edge_weight, n_genes, add_self_loops=False)
+        self.register_buffer("coexpression_index", index, persistent=False)
+        self.register_buffer("coexpression_weight", weight, persistent=False)
 
         self.gene_embedding = nn.Embedding(n_genes, h, max_norm=choices["max_norm"])
         self.position_embedding = nn.Embedding(n_genes, h, max_norm=choices["max_norm"])
-        self.target_embedding = nn.Embedding(n_targets, h, max_norm=choices["max_norm"])
+        # SGConv of one step, with its weights normalised once
+        self.position_convolution = GCNConv(h, h, normalize=False, add_self_loops=False)
+        self.targets = TargetVectors(
+            self.prepared,
+            h,
+            relations=choices["relations"],
+            everyone_speaks=choices["unseen_rate"] == 0,
+            max_norm=choices["max_norm"],
+        )
         self.kind_embedding = nn.Embedding(len(KINDS), h)
-        self.fallback = nn.Parameter(torch.zeros(h))
-        self.position_convolution = SGConv(h, h, K=1)
-        self.target_convolution = SGConv(h, h, K=1)
         self.gene_norm, self.condition_norm = self._norm(h), self._norm(h)
         self.gene_mlp, self.fuse_mlp = self._mlp(h, h, h), self._mlp(h, h, h)
         self.recovery_mlp = self._mlp(h, 2 * h, h)
@@ -200,6 +205,10 @@ class GEARS(ConditionDeltaModel):
             self.context_encoder = nn.Sequential(nn.Linear(n_genes, h), nn.ReLU(), nn.Linear(h, 2 * h))
         if choices["residual"]:
             self.known = TrainingDeltas(spec, singles_only=True)
+            if choices["start_input"]:
+                self.start_encoder = nn.Linear(3, h)
+            if choices["neighbours"]:
+                self.neighbours = Neighbours(self.known, self.prepared.get("graph"), n_targets)
         if self.hparams["uncertainty"]:
             self.variance_head = nn.Sequential(nn.Linear(h, 2 * h), nn.ReLU(), nn.Linear(2 * h, 1))
             self.log_variance = nn.Parameter(torch.full((n_genes,), -6.0))
@@ -212,10 +221,8 @@ class GEARS(ConditionDeltaModel):
         # kinds differ in nothing until the data say so
         nn.init.zeros_(self.kind_embedding.weight)
         if self.choices["residual"]:
-            # the head starts at 0, so the untrained model predicts the baseline; a target nobody perturbed adds nothing of
-            # its own to what its neighbours say
+            # the untrained model predicts the baseline
             nn.init.zeros_(self.head_weight)
-            nn.init.zeros_(self.target_embedding.weight)
         else:
             nn.init.uniform_(self.head_weight, -bound, bound)
         if self.uses_context:
@@ -231,15 +238,6 @@ class GEARS(ConditionDeltaModel):
         """Whether the control profile is an input; with a single context it would be a constant."""
         return self.choices["context"] and len(self.get_spec().contexts) > 1
 
-    def _register_graph(self, name: str, n_nodes: int) -> None:
-        if name in self.prepared:
-            graph = Graph.from_state(self.prepared[name])
-            index, weight = graph.edge_index, graph.edge_weight
-        else:
-            index, weight = torch.arange(n_nodes).repeat(2, 1), torch.ones(n_nodes)
-        self.register_buffer(f"{name}_index", index, persistent=False)
-        self.register_buffer(f"{name}_weight", weight, persistent=False)
-
     def _norm(self, width: int) -> nn.Module:
         return nn.LayerNorm(width) if self.choices["norm"] == "layer" else nn.BatchNorm1d(width)
 
@@ -253,7 +251,7 @@ class GEARS(ConditionDeltaModel):
         axes: dict[str, tuple[str | None, ...]] = {
             "gene_embedding.weight": ("gene", None),
             "position_embedding.weight": ("gene", None),
-            "target_embedding.weight": ("target", None),
+            "targets.learned.weight": ("target", None),
             "cross_mlp.0.weight": (None, "gene"),
             "own_weight": ("gene", None),
             "own_bias": ("gene",),
@@ -273,14 +271,12 @@ class GEARS(ConditionDeltaModel):
 
     def encode_conditions(self, table: ConditionTable, context_control: Tensor) -> Tensor:
         """Shape ``(C, h)``: the sum of a condition's targets, so that their order cannot matter."""
-        index = torch.arange(self.target_embedding.num_embeddings, device=self.device)
-        vectors = self.target_convolution(self.target_embedding(index), self.targets_index, self.targets_weight)
-        # a target nobody perturbed, without a perturbed neighbour, has a vector that means nothing
-        vectors = torch.where(self.informed[:, None], vectors, self.fallback)
-        acts = vectors[table.targets.clamp(min=0)]  # (C, K, h)
-        if self.training and self.choices["fallback_rate"] > 0:
-            dropped = torch.rand(acts.shape[:2], device=acts.device) < self.choices["fallback_rate"]
-            acts = torch.where(dropped[..., None], self.fallback, acts)
+        seen, unseen = self.targets()
+        index, rate = table.targets.clamp(min=0), self.choices["unseen_rate"]
+        acts = seen[index]  # (C, K, h)
+        if self.training and rate > 0:
+            hidden = torch.rand(index.shape, device=acts.device) < rate
+            acts = torch.where(hidden[..., None], unseen[index], acts)
         acts = acts + self.kind_embedding(table.kind.clamp(min=0))
         # dose 1 counts once, dose 0 not at all
         strength = torch.log2(1 + table.dose) * table.present
@@ -292,21 +288,46 @@ class GEARS(ConditionDeltaModel):
 
     def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
         condition, genes = self.encode_conditions(table, context_control), self.encode_genes()
-        n_pairs, n_genes, h = len(table), *genes.shape
-        mixed = (condition[:, None] + genes).reshape(-1, h)  # (C G, h)
-        nodes = self.recovery_mlp(functional.relu(self.condition_norm(mixed))).reshape(n_pairs, n_genes, h)
+        mixed = condition[:, None] + genes  # (C, G, h)
+        if self.choices["residual"]:
+            parts = self.start(table)  # (C, K, G)
+            start = parts.sum(dim=1)
+            if self.choices["start_input"]:
+                features = [start, parts.abs().sum(dim=1), parts.square().sum(dim=1).sqrt()]
+                mixed = mixed + self.start_encoder(torch.stack(features, dim=-1) / self.known.scale)
+        n_pairs, n_genes, h = mixed.shape
+        nodes = self.recovery_mlp(functional.relu(self.condition_norm(mixed.reshape(-1, h)))).reshape(n_pairs, n_genes, h)
         own = torch.einsum("cgh,gh->cg", nodes, self.own_weight) + self.own_bias
         cross = self.cross_mlp(own)  # (C, h)
         change = own * self.head_weight[:, 0] + cross @ self.head_weight[:, 1:].T + self.head_bias
         # no intervention, no change, whatever the biases have learned
         change = change * (table.present & (table.dose > 0)).any(dim=1)[:, None]
         if self.choices["residual"]:
-            change = change + self.known.residual_weights(table) @ self.known.value
+            change = start + change
         if not self.hparams["uncertainty"]:
             return change, None
         # the features are held fixed, so that asking for the uncertainty leaves the mean as it is
         log_variance = self.variance_head(nodes.detach())[..., 0] + self.log_variance
         return change, log_variance.exp()
+
+    def start(self, table: ConditionTable) -> Tensor:
+        """Shape ``(C, K, G)``: what each intervention is expected to change, before the network has its say.
+
+        In a combination, the measured change of the target alone; for a single, or where that was not measured, what its
+        neighbours or the mean single say. A single does not start from its own change: nothing would be left to learn from it.
+        """
+        act = table.present & (table.dose > 0)
+        row, column = torch.nonzero(act, as_tuple=True)
+        alone = table.single(row, column)
+        weights = self.known.single_weights(alone, average=False, mean_for_missing=True)
+        unknown = (act.sum(dim=1) == 1)[row] | ~self.known.measured(alone)
+        asked = alone.select(torch.nonzero(unknown).ravel())
+        weights[unknown] = (
+            self.neighbours(self.known, asked) if self.choices["neighbours"] else self.known.mean_single_weights(asked)
+        )
+        parts = weights.new_zeros(*act.shape, weights.shape[1])
+        parts[row, column] = weights
+        return parts @ self.known.value
 
     # ------------------------------------------------------------------ losses
 
@@ -319,12 +340,16 @@ class GEARS(ConditionDeltaModel):
             )
         if self.choices["residual"]:
             self.known.fit(self.data.training_pseudobulks())
+            if self.choices["neighbours"]:
+                self.neighbours.fit(self.known)
 
     def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
         delta, variance = self.delta(batch.table, batch.context_control)
         observed = batch.condition_means(batch.observed) - batch.context_control  # (C, G)
         if self.choices["loss"] == "condition_mse":
-            terms = {"mse": functional.mse_loss(delta, observed)}
+            size = observed.abs()
+            weight = 1 + self.choices["gene_weighting"] * (size / size.mean(dim=1, keepdim=True).clamp(min=1e-8) - 1)
+            terms = {"mse": (weight * (delta - observed).square()).mean()}
         else:
             terms = {"autofocus": autofocus_loss(batch.control + delta[batch.row], batch)}
         if self.choices["direction_weight"] > 0:

@@ -51,7 +51,7 @@ class TrainingDeltas(nn.Module):
         for row, key in enumerate(self.keys(self.table)):
             self._rows[key].append(row)
         self.register_buffer("value", torch.zeros(len(conditions), spec.n_genes))
-        acts, n_contexts = self._acts(self.table), len(spec.contexts)
+        acts, n_contexts = self.acts(self.table), len(spec.contexts)
         everything = torch.ones(len(self), dtype=torch.bool)
         self.register_buffer("_mean", self._means(everything, n_contexts), persistent=False)
         single = acts == 1
@@ -78,6 +78,11 @@ class TrainingDeltas(nn.Module):
         """Take over the training pseudobulks, whose rows are the spec's training pairs in order."""
         self.value.copy_(torch.as_tensor(bulks.delta[self._kept], dtype=self.value.dtype))
 
+    @property
+    def scale(self) -> Tensor:
+        """Root mean square of the deltas."""
+        return self.value.square().mean().sqrt().clamp(min=1e-8)
+
     @staticmethod
     def keys(table: ConditionTable) -> list[Key]:
         """What makes two conditions the same perturbation: targets, kinds and doses, in any order; dose 0 is no act."""
@@ -87,13 +92,17 @@ class TrainingDeltas(nn.Module):
         ]
 
     @staticmethod
-    def _acts(table: ConditionTable) -> Tensor:
-        """Shape ``(C,)``: how many interventions do anything."""
+    def acts(table: ConditionTable) -> Tensor:
+        """Shape ``(C,)``: how many interventions of each condition do anything."""
         return (table.present & (table.dose > 0)).sum(dim=1)
 
     def mean_weights(self, table: ConditionTable) -> Tensor:
         """``(C, P)``: equal weights on the training pairs of the row's context, or on all for a new context."""
         return self._mean[table.context]
+
+    def mean_single_weights(self, table: ConditionTable) -> Tensor:
+        """``(C, P)``: equal weights on the training singles of the row's context, or on all for a new context."""
+        return self._mean_single[table.context]
 
     def single_weights(self, table: ConditionTable, *, average: bool, mean_for_missing: bool) -> Tensor:
         """``(C, P)``: weights on the single perturbations of each condition's targets.
@@ -122,12 +131,16 @@ class TrainingDeltas(nn.Module):
                     weights[row] += share * mean[context]
         return weights
 
+    def measured(self, table: ConditionTable) -> Tensor:
+        """Shape ``(C,)``, bool: whether the perturbation was measured in training, in whatever context."""
+        return torch.tensor([key in self._rows for key in self.keys(table)], dtype=torch.bool, device=self.value.device)
+
     def residual_weights(self, table: ConditionTable) -> Tensor:
         """``(C, P)``: what a residual model starts from: the mean single for a single, the sum of singles for a combination.
 
         A single does not start from its own delta: nothing would be left to learn from it.
         """
         weights = self.single_weights(table, average=False, mean_for_missing=True)
-        single = self._acts(table) == 1
+        single = self.acts(table) == 1
         weights[single] = self._mean_single[table.context[single]]
         return weights

@@ -1,0 +1,128 @@
+r"""What a target's neighbours say about it: the place from which a residual model starts for a target nobody perturbed.
+
+For one intervention with target t, over the training singles p of target :math:`t_p`, with :math:`A^r` the adjacency of
+relation r (kind of graph),
+
+.. math:: a_{p} = \sum_r s_r A^r_{t t_p}, \qquad w_p = \frac{a_p}{1 + \sum_{q} a_q},
+   \qquad \hat\delta = \sum_p w_p \delta_p + \Big(1 - \sum_p w_p\Big) \bar\delta,
+
+with :math:`\bar\delta` the mean single: many close neighbours count for much, few and far ones for little. The strengths
+:math:`s_r \ge 0` are those with the least squared error over the training singles when each is predicted from the others, so
+a graph that tells nothing gets 0 and leaves the mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perturbzoo.data.batch import ConditionTable
+from perturbzoo.data.graph import Graph
+from perturbzoo.models.known import TrainingDeltas
+
+
+class Neighbours(nn.Module):
+    """Weights of training deltas for single interventions.
+
+    Training singles of the same kind and context count (of all contexts for a new one), and those of the same target in
+    other contexts or at other doses, which are a relation of their own. A single never counts for itself.
+
+    Parameters
+    ----------
+    known
+        The training deltas.
+    graph
+        State of a union of graphs over the targets, or None.
+    n_targets
+        Number of targets T.
+    """
+
+    strength: Tensor
+    source: Tensor
+    destination: Tensor
+    weight: Tensor
+    relation: Tensor
+
+    def __init__(self, known: TrainingDeltas, graph: dict[str, Any] | None, n_targets: int) -> None:
+        super().__init__()
+        self.n_targets = n_targets
+        if graph is None:
+            index, weight, relation, n_relations = torch.zeros(2, 0, dtype=torch.int64), torch.zeros(0), torch.zeros(0), 1
+        else:
+            union = Graph.from_state(graph)
+            assert union.edge_type is not None
+            between = union.edge_index[0] != union.edge_index[1]
+            index, weight, relation = union.edge_index[:, between], union.edge_weight[between], union.edge_type[between]
+            n_relations = len(union.edge_types)
+        self.register_buffer("source", index[0], persistent=False)
+        self.register_buffer("destination", index[1], persistent=False)
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("relation", relation.long(), persistent=False)
+        # of each relation; the last is the target itself
+        self.register_buffer("strength", torch.zeros(n_relations))
+        single = known.acts(known.table) == 1
+        self.singles = torch.nonzero(single).ravel()
+
+    def affinities(self, known: TrainingDeltas, table: ConditionTable) -> Tensor:
+        """Shape ``(R, C, P)``: how close each training delta is to each intervention, in each relation.
+
+        Parameters
+        ----------
+        known
+            The training deltas.
+        table
+            C single interventions.
+        """
+        trained = known.table.to(table.targets.device)
+        target, row = table.targets[:, 0].unique(return_inverse=True)
+        place = torch.full((self.n_targets,), -1, device=target.device)
+        place[target] = torch.arange(len(target), device=target.device)
+        chosen = place[self.destination] >= 0
+        near = self.weight.new_zeros(len(self.strength), len(target), self.n_targets)
+        near[self.relation[chosen], place[self.destination[chosen]], self.source[chosen]] = self.weight[chosen]
+        near[-1, place[target], target] = 1.0
+        near = near[:, row][:, :, trained.targets[:, 0].clamp(min=0)]  # (R, C, P)
+        same_kind = table.kind[:, :1] == trained.kind[:, 0]
+        same_context = (table.context[:, None] == trained.context) | (table.context < 0)[:, None]
+        itself = (table.targets[:, :1] == trained.targets[:, 0]) & same_kind & (table.dose[:, :1] == trained.dose[:, 0])
+        single = known.acts(trained) == 1
+        near = near * (same_kind & single & ~(itself & same_context))
+        near[:-1] *= same_context
+        return near
+
+    def forward(self, known: TrainingDeltas, table: ConditionTable) -> Tensor:
+        """Shape ``(C, P)``: weights for C single interventions."""
+        return self._weights(known, table, self.affinities(known, table), self.strength)
+
+    @staticmethod
+    def _weights(known: TrainingDeltas, table: ConditionTable, affinities: Tensor, strength: Tensor) -> Tensor:
+        close = torch.einsum("r,rcp->cp", strength, affinities)
+        close = close / (1 + close.sum(dim=1, keepdim=True))
+        return close + (1 - close.sum(dim=1, keepdim=True)) * known.mean_single_weights(table).to(close)
+
+    def fit(self, known: TrainingDeltas) -> None:
+        """Choose the strengths by predicting each training single from the others."""
+        if len(self.singles) < 3:
+            return
+        table = known.table.to(known.value.device).select(self.singles.to(known.value.device))
+        affinities = self.affinities(known, table).double()
+        value = known.value.double()
+        products = value @ value.T  # (P, P): errors need no more than these
+        own = torch.nn.functional.one_hot(self.singles.to(value.device), len(value)).to(value)
+        logarithm = torch.zeros(len(self.strength), dtype=torch.float64, device=value.device, requires_grad=True)
+        optimizer = torch.optim.LBFGS([logarithm], max_iter=100, line_search_fn="strong_wolfe")
+
+        def error() -> Tensor:
+            optimizer.zero_grad()
+            difference = self._weights(known, table, affinities, logarithm.exp()) - own
+            total = torch.einsum("cp,pq,cq->", difference, products, difference) / products.diagonal().sum()
+            # the weakest of pulls to strength 1, so that a relation without edges stays where it is
+            total = total + 1e-6 * logarithm.square().sum()
+            total.backward()
+            return total
+
+        with torch.enable_grad():
+            optimizer.step(error)
+        self.strength.copy_(logarithm.detach().exp())
