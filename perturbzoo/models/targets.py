@@ -119,6 +119,7 @@ class TargetVectors(nn.Module):
     informed: Tensor
     vectors: Tensor
     _has_own: Tensor
+    _self_weight: Tensor
 
     def __init__(
         self,
@@ -145,7 +146,8 @@ class TargetVectors(nn.Module):
             self.register_buffer("vectors", vectors / length * width**0.5, persistent=False)
             self.project = nn.Linear(vectors.shape[1], width, bias=False)
         speaks = has_own | prepared["vectors"].any(dim=1) if "vectors" in prepared else has_own
-        graphs = _neighbours(prepared, speaks, relations)
+        graphs, self_weight = _neighbours(prepared, speaks, relations)
+        self.register_buffer("_self_weight", self_weight[:, None], persistent=False)
         self.n_relations = len(graphs)
         for number, (edge_index, edge_weight) in enumerate(graphs):
             self.register_buffer(f"edge_index_{number}", edge_index, persistent=False)
@@ -159,6 +161,7 @@ class TargetVectors(nn.Module):
         own = self.learned(index) * self._has_own
         known = torch.zeros_like(own) if self.project is None else self.project(self.vectors)
         heard = [self._heard(number, own + known) for number in range(self.n_relations)]  # of (T, h)
+        own, known = own * self._self_weight, known * self._self_weight
         if self.maps is None:
             unseen = self.self_map(known + sum(heard))
         else:
@@ -172,22 +175,25 @@ class TargetVectors(nn.Module):
         return torch.zeros_like(values).index_add_(0, destination, messages)
 
 
-def _neighbours(prepared: dict[str, Any], speaks: Tensor, relations: bool) -> list[tuple[Tensor, Tensor]]:
-    """Edges and weights of each kind of graph (of all together without `relations`), symmetrically normalised as by GCN.
+def _neighbours(prepared: dict[str, Any], speaks: Tensor, relations: bool) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Edges and weights of each kind of graph, symmetrically normalised as by GCN; and the weights of the nodes themselves.
 
-    Each node counts itself with weight 1, so that few and weak neighbours say little.
+    Each node counts itself with weight 1 in its degree, so that few and weak neighbours say little. Without `relations` there
+    is one graph of all edges, and a node's own weight is normalised with them.
     """
     from torch_geometric.nn.conv.gcn_conv import gcn_norm  # half a second, which '--help' has no use for
 
+    own = torch.ones(len(speaks))
     if "graph" not in prepared:
-        return []
+        return [], own
     graph = Graph.from_state(prepared["graph"])
     assert graph.edge_type is not None
     between = (graph.edge_index[0] != graph.edge_index[1]) & speaks[graph.edge_index[0]]
     kinds = [graph.edge_type == number for number in range(len(graph.edge_types) - 1)] if relations else [between]
     edges = []
     for kind in kinds:
-        chosen = kind & between
-        index, weight = gcn_norm(graph.edge_index[:, chosen], graph.edge_weight[chosen], len(graph))  # self loops come last
-        edges.append((index[:, : int(chosen.sum())], weight[: int(chosen.sum())]))
-    return edges
+        index, weight = graph.edge_index[:, kind & between], graph.edge_weight[kind & between]
+        n_edges = len(weight)
+        index, weight = gcn_norm(index, weight, len(graph))  # self loops, in the nodes' order, come last
+        edges.append((index[:, :n_edges], weight[:n_edges]))
+    return edges, own if relations else weight[n_edges:]

@@ -109,52 +109,54 @@ def test_the_coexpression_graph_acts_on_every_cell(data: PerturbSeqDataModule, p
         torch.testing.assert_close(of_row, of_row[:1].expand_as(of_row), rtol=0, atol=1e-5)
 
 
-def test_targets_without_graph_get_the_fallback_and_a_warning(adata: Any) -> None:
+def test_targets_nothing_tells_about_are_alike_and_warned_of(adata: Any) -> None:
     data = module(adata, UNSEEN)
     model = GEARS(hidden=8)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PerturbZooWarning)
         fit(model, data, 0)
         Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).validate(model, data, verbose=False)
-    said = [str(warning.message) for warning in caught if "fallback" in str(warning.message)]
+    said = [str(warning.message) for warning in caught if "neither trained" in str(warning.message)]
     assert len(said) == 1
     assert "2 targets" in said[0]
     assert "(G3, G4)" in said[0]
     delta = ask(scrambled(model), ["G3", "G4", "G0"])
     assert torch.equal(delta[0], delta[1])
     assert not torch.allclose(delta[0], delta[2], atol=1e-2)
-    # nothing but the fallback vector speaks for them
+    # what was learned from the others does not speak for them
     before = ask(model, ["G3", "G0"])
-    model.target_embedding.weight.data += 1.0
+    model.targets.learned.weight.data += 1.0
     after = ask(model, ["G3", "G0"])
     assert torch.equal(before[0], after[0])
     assert not torch.allclose(before[1], after[1], atol=1e-2)
-    model.fallback.data += 1.0
+    model.targets.self_map.bias.data += 1.0
     assert not torch.allclose(ask(model, ["G3"])[0], after[0], atol=1e-2)
 
 
 def test_no_warning_where_every_target_is_trained(adata: Any) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*fallback")
+        warnings.filterwarnings("error", message=".*neither trained")
         fit(GEARS(hidden=4), module(adata), 0)  # G4 trains within a combination
 
 
-def test_an_unseen_target_is_told_by_its_neighbours(adata: Any, tmp_path: Path) -> None:
-    """G4, never trained, has an edge to G0; its vector is made of its own and G0's, by PyG's symmetric normalisation."""
+@pytest.mark.parametrize("paper", [False, True])
+def test_an_unseen_target_is_told_by_its_neighbours(adata: Any, tmp_path: Path, paper: bool) -> None:
+    """G4, never trained, has an edge to G0. In the paper both speak, by PyG's symmetric normalisation; here G0 alone does."""
     graph = edges(tmp_path, ("G4", "G0"), ("G1", "G2"))
-    model = scrambled(fit(GEARS(hidden=8, perturbation_graph=graph), module(adata, UNSEEN), 0))
+    model = GEARS(hidden=8, perturbation_graph=graph, paper=paper, norm="layer", max_norm=1e9)
+    model = scrambled(fit(model, module(adata, UNSEEN), 0))
     names = list(model.target_names)
     table = table_of(model, ["G4", "G3", "G0"])
-    encoded = model.encode_conditions(table, torch.zeros(3, 12))
+    encoded, learned = model.encode_conditions(table, torch.zeros(3, 12)), model.targets.learned.weight
     influence = []
     for row in range(3):
-        (gradient,) = torch.autograd.grad(encoded[row].square().sum(), model.target_embedding.weight, retain_graph=True)
+        (gradient,) = torch.autograd.grad(encoded[row].square().sum(), learned, retain_graph=True)
         influence.append({names[index] for index in torch.nonzero(gradient.abs().sum(dim=1)).ravel().tolist()})
-    assert influence == [{"G0", "G4"}, set(), {"G0", "G4"}]
-    embedding = model.target_embedding.weight.detach()
-    linear = model.target_convolution.lin
-    # both nodes have degree 2 (self loop and edge): each weighs 1/2
-    vector = linear((embedding[names.index("G0")] + embedding[names.index("G4")]) / 2)
+    assert influence == ([{"G0", "G4"}, set(), {"G0", "G4"}] if paper else [{"G0"}, set(), {"G0"}])
+    g0, g4 = learned.detach()[names.index("G0")], learned.detach()[names.index("G4")]
+    own = model.targets.self_map
+    # each node counts itself, so that both have degree 2 and the edge weighs 1/2; without an edge back, G4 keeps its degree
+    vector = own((g0 + g4) / 2) if paper else own.bias + model.targets.maps[0](g0) / 2**0.5
     expected = model.fuse_mlp(vector + model.kind_embedding(table.kind[0, 0]))
     torch.testing.assert_close(encoded[0], expected, rtol=0, atol=1e-5)
 
@@ -162,7 +164,7 @@ def test_an_unseen_target_is_told_by_its_neighbours(adata: Any, tmp_path: Path) 
 def test_targets_of_the_graph_that_no_data_named(adata: Any, tmp_path: Path) -> None:
     """NEW is next to a trained target and can be predicted; FAR is in the file but next to nothing trained."""
     graph = edges(tmp_path, ("G0", "NEW"), ("G0", "G1"), ("FAR", "FURTHER"), ("G3", "G4"))
-    with pytest.warns(PerturbZooWarning, match=r"2 targets.*\(G3, G4\).*fallback"):
+    with pytest.warns(PerturbZooWarning, match=r"2 targets.*\(G3, G4\).*common"):
         model = fit(GEARS(hidden=8), module(adata, UNSEEN, perturbation_graph=graph), 1, tmp_path)
     assert model.target_names == ("G0", "G1", "G2", "G3", "G4", "NEW")
     scrambled(model)
@@ -182,18 +184,18 @@ def test_without_graph_a_target_never_named_is_refused(data: PerturbSeqDataModul
         model.predict(adata, ["G0+G7"])
 
 
-def test_the_fallback_learns_in_training(data: PerturbSeqDataModule) -> None:
-    """A dropped target is what an unknown one is at prediction: the fallback vector, of the same kind."""
-    model = scrambled(fit(GEARS(hidden=8, fallback_rate=1.0), data, 0))
+def test_a_hidden_target_is_what_an_unseen_one_is(data: PerturbSeqDataModule) -> None:
+    """With every target hidden, training sees what prediction makes of a target without vector: kinds differ, targets do not."""
+    model = scrambled(fit(GEARS(hidden=8, unseen_rate=1.0, residual=False), data, 0))
     table = table_of(model, ["G0", "G1", "G0:activation"])
     model.train()
-    dropped, _ = model.delta(table, torch.zeros(3, 12))
+    hidden, _ = model.delta(table, torch.zeros(3, 12))
     model.eval()
-    model.informed[:] = False
+    model.targets._has_own[:] = 0.0
     unknown, _ = model.delta(table, torch.zeros(3, 12))
-    torch.testing.assert_close(dropped, unknown, rtol=0, atol=1e-6)
-    torch.testing.assert_close(dropped[0], dropped[1], rtol=0, atol=1e-6)
-    assert not torch.allclose(dropped[0], dropped[2], atol=1e-2)
+    torch.testing.assert_close(hidden, unknown, rtol=0, atol=1e-6)
+    torch.testing.assert_close(hidden[0], hidden[1], rtol=0, atol=1e-6)
+    assert not torch.allclose(hidden[0], hidden[2], atol=1e-2)
 
 
 # ---------------------------------------------------------------------- what conditions say
@@ -229,7 +231,7 @@ def test_any_number_of_targets(data: PerturbSeqDataModule, adata: Any) -> None:
 def test_the_untrained_model_is_the_baseline(make_adata: Callable[..., Any]) -> None:
     """The mean single for singles, the sum of the singles for combinations, in the context asked for."""
     data = module(make_adata(contexts=("a", "b"), cells_per_condition=8, n_genes=12), covariates=["context"])
-    model = fit(GEARS(hidden=8), data, 0)
+    model = fit(GEARS(hidden=8, neighbours=False), data, 0)
     bulks = data.training_pseudobulks()
     for context in (0, 1):
         single = {
@@ -243,6 +245,27 @@ def test_the_untrained_model_is_the_baseline(make_adata: Callable[..., Any]) -> 
         g0, g1, g2, g3 = (single[f"G{number}"] for number in range(4))
         expected = np.array([mean, mean, g0 + g1, g1 + g2, g3 + mean, g0 + g1 + g3])
         np.testing.assert_allclose(ask(model, asked, [context] * 6).numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_the_untrained_model_starts_from_the_neighbours(adata: Any, tmp_path: Path) -> None:
+    """A single from its neighbours and the mean, never from itself; a combination from what was measured, if it was."""
+    graph = edges(tmp_path, ("G0", "G1"), ("G0", "G2"), ("G3", "G0"))
+    data = module(adata, UNSEEN, perturbation_graph=graph)  # G0, G1, G2, G0+G1, G1+G2 train
+    model = fit(GEARS(hidden=8), data, 0)
+    model.neighbours.strength[:] = torch.tensor([3.0, 0.0])
+    bulks = data.training_pseudobulks()
+    g0, g1, g2 = (bulks.delta[[str(name) for name in bulks.conditions].index(single)] for single in ("G0", "G1", "G2"))
+    mean = (g0 + g1 + g2) / 3
+    # affinities 3 and 3 against 1 for the mean; and 3 against 1
+    expected = {
+        "G0": (3 * g1 + 3 * g2 + mean) / 7,
+        "G1": (3 * g0 + mean) / 4,
+        "G3": (3 * g0 + mean) / 4,
+        "G4": mean,
+        "G0+G1": g0 + g1,
+        "G1+G3+G4": g1 + (3 * g0 + mean) / 4 + mean,
+    }
+    np.testing.assert_allclose(ask(model, list(expected)).numpy(), np.array(list(expected.values())), rtol=0, atol=1e-6)
 
 
 def test_without_residual_it_starts_elsewhere(data: PerturbSeqDataModule) -> None:
