@@ -40,7 +40,7 @@ class Bars:
         return all(passed for passed, _ in self.lines)
 
 
-def make_screen(folder: Path, genes: int) -> None:
+def make_screen(folder: Path, genes: int, seed: int = 0) -> None:
     """Simulate, normalise and write ``screen.h5ad``, ``go.csv`` and what cell-gears wants in its folder; once."""
     if (folder / "screen.json").exists():
         return
@@ -49,7 +49,7 @@ def make_screen(folder: Path, genes: int) -> None:
     from perturbzoo.simulate import simulate_linear, write_go_table
 
     folder.mkdir(parents=True, exist_ok=True)
-    adata = simulate_linear(genes, 100, 60, 100, 1000, depth=DEPTH[genes], seed=0)
+    adata = simulate_linear(genes, 100, 60, 100, 1000, depth=DEPTH[genes], seed=seed)
     density = adata.X.nnz / np.prod(adata.X.shape)
     total = np.asarray(adata.X.sum(axis=1)).ravel()
     adata.X.data = np.log1p(adata.X.data * np.repeat(np.median(total) / total, np.diff(adata.X.indptr))).astype(np.float32)
