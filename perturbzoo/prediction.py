@@ -7,7 +7,6 @@ same numbers; the file is written as it is predicted and takes its name only whe
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -284,7 +283,7 @@ def _start(
     provenance = {
         "model": type(model).__name__,
         "version": perturbzoo.__version__,
-        "data_hash": hashlib.sha256(spec.to_json().encode()).hexdigest(),
+        "data_hash": spec.sha256,
         "value_space": "log1p-normalised",
         "depth": spec.depth,
         "seed": seed,

@@ -126,6 +126,9 @@ def main() -> None:
                 start = clock()
                 model.predict(controls, [combination], **how)
                 result[name].append((clock() - start).tolist())
+            start = clock()
+            model.predict(controls, sys.argv[6:], **how)
+            result[f"{name}_together"] = (clock() - start).tolist()
         result["peak_mib"] = peak() - after_imports
     else:
         watch.arrays["test"] = predicted_changes(model, data, "test")

@@ -151,7 +151,9 @@ def read_query(controls: AnnData | str | os.PathLike[str], spec: DataSpec, data:
         adata, where = read_anndata(controls), os.fspath(controls)
     else:
         adata, where = controls, "the controls"
-    adata = adata[_find_controls(adata.obs, data, where)]
+    rows = _find_controls(adata.obs, data, where)
+    if len(rows) < adata.n_obs:
+        adata = adata[rows]
     check_unique(adata.obs_names, "cells", where)
     obs = _read_covariates(adata.obs, spec, where)
     layer = data.get("layer") if data.get("layer") in adata.layers else None
@@ -252,7 +254,13 @@ def _read_covariates(obs: pd.DataFrame, spec: DataSpec, where: str) -> pd.DataFr
 def _match_genes(
     adata: AnnData, values: sparse.csr_matrix, spec: DataSpec, data: Mapping[str, Any], where: str
 ) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Bring the genes into the spec's order: ``(cells, G)`` new CSR, and ``(G,)`` bool, which of them the query has."""
+    """Bring the genes into the spec's order: ``(cells, G)`` CSR, and ``(G,)`` bool, which of them the query has."""
+    if adata.var_names.equals(pd.Index(spec.genes)):
+        # as most often: nothing to move; counts are normalised in place later
+        if spec.value_space == "counts" or not values.has_canonical_format:
+            values = values.copy()
+            values.sum_duplicates()
+        return values, np.ones(spec.n_genes, dtype=bool)
     names = _gene_names(adata, spec, data)
     wanted = pd.Index(spec.genes)
     check_unique(names[names.isin(wanted)], "genes", where)

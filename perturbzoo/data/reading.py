@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # a log1p-normalised value of 30 would be e^30 counts; raw counts with a fraction are ambient-corrected or scaled
 LOG1P_MAXIMUM = 30.0
 _BLOCK = 1 << 18  # values worked on at a time, so that nothing needs memory of the matrix's size
+_FEW_GROUPS = 8
 
 _COMPARISONS = {
     ">": operator.gt,
@@ -306,12 +307,15 @@ def group_means(csr: sparse.csr_matrix, groups: Sequence[np.ndarray], squared: b
     group = np.repeat(np.arange(len(groups)), sizes)
     indicator = sparse.csc_matrix((weights, (group, members)), shape=(len(groups), csr.shape[0]))
     means = np.zeros((len(groups), csr.shape[1]))
+    # a product with a dense matrix is faster, but takes time for each group
+    few = indicator.toarray().T if len(groups) <= _FEW_GROUPS else None
     for start, stop in _row_ranges(csr):
-        block = csr[start:stop]
-        if squared:
-            # not in place: a slice of all rows is the matrix itself
-            block = sparse.csr_matrix((np.square(block.data), block.indices, block.indptr), shape=block.shape)
-        means += (indicator[:, start:stop] @ block).toarray()
+        first, last = csr.indptr[start], csr.indptr[stop]
+        # scipy's own slices are copies
+        values = np.square(csr.data[first:last]) if squared else csr.data[first:last]
+        parts = (values, csr.indices[first:last], csr.indptr[start : stop + 1] - first)
+        block = sparse.csr_matrix(parts, shape=(stop - start, csr.shape[1]), copy=False)
+        means += (indicator[:, start:stop] @ block).toarray() if few is None else (block.T @ few[start:stop]).T
     return means
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -75,6 +77,11 @@ class DataSpec:
         plain: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
         plain["control_mean"] = [[float(f"{value:.9g}") for value in row] for row in self.control_mean]
         return json.dumps(plain)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of the JSON text: tells whether two models know the same of their data."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @classmethod
     def from_json(cls, text: str) -> DataSpec:
