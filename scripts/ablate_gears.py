@@ -96,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    for screens in options.screens or ["simulated", "papalexi"]:
+    for screens in options.screens:
         categories = CATEGORIES if screens == "simulated" else ("unseen_single",)
         print(f"\n{screens}: delta Pearson and top-20 DE MSE x 1e3, {options.seeds} seeds, {options.epochs} epochs")
         print(f"{'':<36}" + "".join(f"{name:>18}" for name in categories), flush=True)

@@ -7,7 +7,7 @@
 ``papalexi``: 25 knockouts in five folds, so that each is predicted by models that never saw it. ``norman``: its doubles in
 five folds, all singles train. ``norman_simulation``: the split of GEARS, whose targets and doubles are unseen alike; one draw
 for each seed. The folds are the same for all seeds; a condition's score is its mean over the seeds of training, intervals are
-bootstrapped over conditions. ``GEARS, no graph`` is the same model without the network's graph.
+bootstrapped over conditions. ``GEARS, no graph`` is the same model without the network's graph, ``mean of 5 GEARS`` the mean prediction of the seeds.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pandas as pd
 import yaml
 from bench_gears_accuracy import observed
@@ -87,6 +88,7 @@ def runs(screen: str, seeds: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
 def scores_of(screen: str, seeds: int, epochs: int) -> dict[str, pd.DataFrame]:
     """Scores by model; a row for each tested condition (and draw), the mean over seeds."""
     collected: dict[str, list[pd.DataFrame]] = {}
+    changes: dict[str, list[np.ndarray]] = {}
     for seed, draw, split in runs(screen, seeds):
         with contextlib.redirect_stdout(io.StringIO()):
             data = data_module(screen, split, seed)
@@ -94,12 +96,18 @@ def scores_of(screen: str, seeds: int, epochs: int) -> dict[str, pd.DataFrame]:
             model = trained(data, seed, epochs)
             plain = data_module(screen, split, seed, perturbation_graph=None)
             without = trained(plain, seed, epochs)
+            change = predicted_changes(model, data, "test")
             predictions: dict[str, Pseudobulks] = {
-                "GEARS": bulks.with_prediction(bulks.control + predicted_changes(model, data, "test")),
+                "GEARS": bulks.with_prediction(bulks.control + change),
                 "GEARS, no graph": bulks.with_prediction(bulks.control + predicted_changes(without, plain, "test")),
                 **baseline_predictions(data, bulks, model),
                 CEILING: ceiling(data, bulks),
             }
+        of_fold = changes.setdefault(f"{draw}{split.get('fold')}", [])
+        of_fold.append(change)
+        if len(of_fold) == seeds:
+            mean = np.mean(of_fold, axis=0)
+            predictions[f"mean of {seeds} GEARS"] = bulks.with_prediction(bulks.control + mean)
         described = pd.DataFrame(data.describe_pairs(bulks.pair))
         for label, predicted in predictions.items():
             table = score_conditions(
@@ -136,13 +144,13 @@ def spread(tables: dict[str, pd.DataFrame]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("screens", nargs="*", choices=[*SCREENS, []], default=list(SCREENS))
+    parser.add_argument("screens", nargs="*", default=list(SCREENS), help="which of them (default: all)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    for screen in options.screens or list(SCREENS):
+    for screen in options.screens:
         tables = scores_of(screen, options.seeds, options.epochs)
         summary = summarise(tables)
         summary = summary[summary["metric"].isin(METRICS)]

@@ -109,7 +109,9 @@ class Neighbours(nn.Module):
         table = known.table.to(known.value.device).select(self.singles.to(known.value.device))
         affinities = self.affinities(known, table).double()
         value = known.value.double()
-        products = value @ value.T  # (P, P): errors need no more than these
+        # genes count by how much they respond: over all genes alike, the neighbours' sampling noise would decide
+        response = (value[self.singles] - value[self.singles].mean(dim=0)).square().mean(dim=0)
+        products = (value * response) @ value.T  # (P, P): errors need no more than these
         own = torch.nn.functional.one_hot(self.singles.to(value.device), len(value)).to(value)
         logarithm = torch.zeros(len(self.strength), dtype=torch.float64, device=value.device, requires_grad=True)
         optimizer = torch.optim.LBFGS([logarithm], max_iter=100, line_search_fn="strong_wolfe")
