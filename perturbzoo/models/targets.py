@@ -61,7 +61,7 @@ def prepare_targets(
     names = [*spec.targets, *table.pop("extra")]
     trained = torch.zeros(len(names), dtype=torch.bool)
     known = TrainingDeltas(spec).table
-    trained[known.targets[known.present]] = True
+    trained[known.targets[known.present & (known.dose > 0)]] = True
     informed = trained | table["known"] if table else trained.clone()
     prepared: dict[str, Any] = {"trained": trained, "informed": informed, **table}
     graph = None
