@@ -121,7 +121,10 @@ def screen_pca(path: str, dimension: int, **reading: Any) -> tuple[list[str], np
     The n targets perturbed alone, and their scores ``(n, K)``, float64.
     """
     print(f"embedding: principal components of {path}")
-    other = PerturbSeqDataModule(path=path, split={"method": "no_test", "val_fraction": 0.0}, **reading)
+    try:
+        other = PerturbSeqDataModule(path=path, split={"method": "no_test", "val_fraction": 0.0}, **reading)
+    except TypeError as error:
+        raise PerturbZooError(f"embedding of kind 'pca': 'data' takes arguments of the data module: {error}") from error
     other.setup("fit")
     bulks = other.training_pseudobulks()
     scores = _principal_scores(bulks.delta, dimension)  # (P, K)

@@ -430,6 +430,8 @@ def test_how_to_read_another_screen(make_adata: Any, tmp_path: Path) -> None:
     with pytest.raises(PerturbZooError):
         screen_pca(str(tmp_path / "other.h5ad"), 2)
     assert sorted(screen_pca(str(tmp_path / "other.h5ad"), 2, condition_key="what")[0]) == ["G2", "G3"]
+    with pytest.raises(PerturbZooError, match=r"'data' takes arguments of the data module: .*'condition_kye'"):
+        screen_pca(str(tmp_path / "other.h5ad"), 2, condition_kye="what")
 
 
 def test_the_screen_to_learn_from_is_no_other_screen(other: tuple[Path, AnnData], monkeypatch: pytest.MonkeyPatch) -> None:
