@@ -43,18 +43,20 @@ class Baseline(ConditionDeltaModel):
     def build(self) -> None:
         self.known = TrainingDeltas(self.get_spec())
 
-    def fit_closed_form(self, spec: DataSpec, bulks: TrainingPseudobulks) -> None:
-        """Fit without a trainer."""
+    def fit_closed_form(self, spec: DataSpec, bulks: TrainingPseudobulks, prepared: dict[str, Any] | None = None) -> None:
+        """Fit without a trainer; what is in `prepared` takes the place of what :meth:`prepare_from` computes."""
         self.spec = spec
-        self.prepared = self.prepare_from(spec, bulks)
+        self.prepared = {**self.prepare_from(spec, bulks), **(prepared or {})}
         self._built = False
         self.configure_model()
         self.known.fit(bulks)
 
     def prepare(self, data: PerturbSeqDataModule) -> dict[str, Any]:
-        return self.prepare_from(self.get_spec(), data.training_pseudobulks())
+        return self.prepare_from(self.get_spec(), data.training_pseudobulks(), data)
 
-    def prepare_from(self, spec: DataSpec, bulks: TrainingPseudobulks) -> dict[str, Any]:
+    def prepare_from(
+        self, spec: DataSpec, bulks: TrainingPseudobulks, data: PerturbSeqDataModule | None = None
+    ) -> dict[str, Any]:
         """What beside the deltas goes into the checkpoint: embeddings."""
         return {}
 
@@ -147,13 +149,15 @@ class EmbeddingBaseline(Baseline):
     vectors: Tensor
     has_vector: Tensor
 
-    def prepare_from(self, spec: DataSpec, bulks: TrainingPseudobulks) -> dict[str, Any]:
-        return embed_targets(self.hparams["embedding"], self.hparams["dimension"], spec, bulks)
+    def prepare_from(
+        self, spec: DataSpec, bulks: TrainingPseudobulks, data: PerturbSeqDataModule | None = None
+    ) -> dict[str, Any]:
+        return embed_targets(self.hparams["embedding"], self.hparams["dimension"], spec, bulks, data)
 
     def build(self) -> None:
         super().build()
         self.register_buffer("vectors", self.prepared["vectors"], persistent=False)
-        self.register_buffer("has_vector", self.prepared["known"], persistent=False)
+        self.register_buffer("has_vector", self.prepared["usable"], persistent=False)
 
     @property
     def target_names(self) -> tuple[str, ...]:
@@ -208,24 +212,27 @@ class Bilinear(EmbeddingBaseline):
     Parameters
     ----------
     embedding
-        Target embedding: ``pca`` (rows of the gene embedding, so measured targets only) or the path of a table.
+        Target embedding: ``pca`` (rows of the gene embedding, so measured targets only) or any other that
+        :mod:`perturbzoo.models.embedding` makes.
     dimension
-        Number of components K of the gene embedding.
+        Number of components K of the gene embedding, and of the target embedding where that does not say it.
     penalty
         Ridge penalty, the paper's :math:`\lambda`.
     """
 
     basis: Tensor
 
-    def __init__(self, embedding: str = "pca", dimension: int = 10, penalty: float = 0.1) -> None:
+    def __init__(self, embedding: dict[str, Any] | str = "pca", dimension: int = 10, penalty: float = 0.1) -> None:
         super().__init__()
         if penalty <= 0:
             raise PerturbZooError(f"penalty is {penalty}: give a positive number")
         self.save_hyperparameters()
 
-    def prepare_from(self, spec: DataSpec, bulks: TrainingPseudobulks) -> dict[str, Any]:
+    def prepare_from(
+        self, spec: DataSpec, bulks: TrainingPseudobulks, data: PerturbSeqDataModule | None = None
+    ) -> dict[str, Any]:
         basis = torch.from_numpy(pseudobulk_pca(bulks, self.hparams["dimension"])).float()
-        return {**super().prepare_from(spec, bulks), "basis": basis}
+        return {**super().prepare_from(spec, bulks, data), "basis": basis}
 
     def build(self) -> None:
         super().build()
@@ -255,14 +262,15 @@ class Ridge(EmbeddingBaseline):
     Parameters
     ----------
     embedding
-        Target embedding: ``pca`` of the training pseudobulks (measured targets only) or the path of a table.
+        Target embedding: ``pca`` of the training pseudobulks (measured targets only) or any other that
+        :mod:`perturbzoo.models.embedding` makes.
     dimension
-        Number of components for ``pca``.
+        Number of its components, where it does not say it.
     penalty
         Ridge penalty.
     """
 
-    def __init__(self, embedding: str = "pca", dimension: int = 10, penalty: float = 1.0) -> None:
+    def __init__(self, embedding: dict[str, Any] | str = "pca", dimension: int = 10, penalty: float = 1.0) -> None:
         super().__init__()
         if penalty <= 0:
             raise PerturbZooError(f"penalty is {penalty}: give a positive number")
@@ -284,14 +292,15 @@ class KNN(EmbeddingBaseline):
     Parameters
     ----------
     embedding
-        Target embedding: ``pca`` of the training pseudobulks (measured targets only) or the path of a table.
+        Target embedding: ``pca`` of the training pseudobulks (measured targets only) or any other that
+        :mod:`perturbzoo.models.embedding` makes.
     dimension
-        Number of components for ``pca``.
+        Number of its components, where it does not say it.
     k
         Number of neighbours.
     """
 
-    def __init__(self, embedding: str = "pca", dimension: int = 10, k: int = 5) -> None:
+    def __init__(self, embedding: dict[str, Any] | str = "pca", dimension: int = 10, k: int = 5) -> None:
         super().__init__()
         if k < 1:
             raise PerturbZooError(f"k is {k}: give 1 or more")

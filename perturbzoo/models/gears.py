@@ -81,7 +81,7 @@ class GEARS(ConditionDeltaModel):
         ``[{kind: go, path: gene2go.csv, top_k: 20, threshold: 0.1}, {kind: coexpression}]``. None takes the data module's
         ``perturbation_graph``; where there is none either, an unseen target gets what is common to all targets.
     embedding, dimension
-        A table of vectors for targets beside the learned ones, as in :func:`perturbzoo.models.embedding.embed_targets`.
+        Vectors for targets beside the learned ones, from any source of :mod:`perturbzoo.models.embedding`.
     loss
         ``condition_mse``: squared error of each condition's mean change. ``autofocus``, the paper's: fourth power of each
         cell's error against one random control. The latter's optimum is not the conditional mean, because the error
@@ -126,7 +126,7 @@ class GEARS(ConditionDeltaModel):
         hidden: int = 64,
         coexpression: dict[str, Any] | None = None,
         perturbation_graph: list[dict[str, Any]] | None = None,
-        embedding: str | None = None,
+        embedding: dict[str, Any] | str | None = None,
         dimension: int = 20,
         loss: Literal["condition_mse", "autofocus"] | None = None,
         direction_weight: float | None = None,
@@ -252,6 +252,7 @@ class GEARS(ConditionDeltaModel):
             "gene_embedding.weight": ("gene", None),
             "position_embedding.weight": ("gene", None),
             "targets.learned.weight": ("target", None),
+            "targets.vectors": ("target", None),
             "cross_mlp.0.weight": (None, "gene"),
             "own_weight": ("gene", None),
             "own_bias": ("gene",),

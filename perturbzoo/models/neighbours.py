@@ -85,22 +85,23 @@ class Neighbours(nn.Module):
         near[-1, place[target], target] = 1.0
         near = near[:, row][:, :, trained.targets[:, 0].clamp(min=0)]  # (R, C, P)
         same_kind = table.kind[:, :1] == trained.kind[:, 0]
-        same_context = (table.context[:, None] == trained.context) | (table.context < 0)[:, None]
+        here = table.context[:, None] == trained.context
+        same_context = here | (table.context < 0)[:, None]
         itself = (table.targets[:, :1] == trained.targets[:, 0]) & same_kind & (table.dose[:, :1] == trained.dose[:, 0])
         single = known.acts(trained) == 1
-        near = near * (same_kind & single & ~(itself & same_context))
+        near = near * (same_kind & single & ~(itself & here))
         near[:-1] *= same_context
         return near
 
     def forward(self, known: TrainingDeltas, table: ConditionTable) -> Tensor:
         """Shape ``(C, P)``: weights for C single interventions."""
-        return self._weights(known, table, self.affinities(known, table), self.strength)
+        return self._weights(self.affinities(known, table), self.strength, known.mean_single_weights(table))
 
     @staticmethod
-    def _weights(known: TrainingDeltas, table: ConditionTable, affinities: Tensor, strength: Tensor) -> Tensor:
+    def _weights(affinities: Tensor, strength: Tensor, mean: Tensor) -> Tensor:
         close = torch.einsum("r,rcp->cp", strength, affinities)
         close = close / (1 + close.sum(dim=1, keepdim=True))
-        return close + (1 - close.sum(dim=1, keepdim=True)) * known.mean_single_weights(table).to(close)
+        return close + (1 - close.sum(dim=1, keepdim=True)) * mean
 
     def fit(self, known: TrainingDeltas) -> None:
         """Choose the strengths by predicting each training single from the others."""
@@ -113,12 +114,16 @@ class Neighbours(nn.Module):
         response = (value[self.singles] - value[self.singles].mean(dim=0)).square().mean(dim=0)
         products = (value * response) @ value.T  # (P, P): errors need no more than these
         own = torch.nn.functional.one_hot(self.singles.to(value.device), len(value)).to(value)
+        # nor does the mean count the single itself; that of all contexts, where it is the only one of its own
+        mean = known.mean_single_weights(table).to(value) * (1 - own)
+        mean = torch.where(mean.any(dim=1, keepdim=True), mean, own.sum(dim=0) - own)
+        mean = mean / mean.sum(dim=1, keepdim=True)
         logarithm = torch.zeros(len(self.strength), dtype=torch.float64, device=value.device, requires_grad=True)
         optimizer = torch.optim.LBFGS([logarithm], max_iter=100, line_search_fn="strong_wolfe")
 
         def error() -> Tensor:
             optimizer.zero_grad()
-            difference = self._weights(known, table, affinities, logarithm.exp()) - own
+            difference = self._weights(affinities, logarithm.exp(), mean) - own
             total = torch.einsum("cp,pq,cq->", difference, products, difference) / products.diagonal().sum()
             # the weakest of pulls to strength 1, so that a relation without edges stays where it is
             total = total + 1e-6 * logarithm.square().sum()

@@ -24,7 +24,7 @@ from perturbzoo.data.graph import Graph
 from perturbzoo.data.graphs import build_graph, universe
 from perturbzoo.data.spec import DataSpec
 from perturbzoo.errors import PerturbZooWarning, shortened
-from perturbzoo.models.embedding import embed_targets
+from perturbzoo.models.embedding import Embedding, embed_targets, understand_embedding
 from perturbzoo.models.known import TrainingDeltas
 
 
@@ -32,7 +32,7 @@ def prepare_targets(
     data: PerturbSeqDataModule,
     spec: DataSpec,
     *,
-    embedding: str | None = None,
+    embedding: Embedding = None,
     dimension: int = 20,
     perturbation_graph: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
@@ -43,38 +43,32 @@ def prepare_targets(
     data, spec
         The training cells, and the targets.
     embedding, dimension
-        As in :func:`perturbzoo.models.embedding.embed_targets`; None for learned vectors alone.
+        As in :func:`perturbzoo.models.embedding.embed_targets`; None or ``learned`` for learned vectors alone.
     perturbation_graph
         As in :func:`perturbzoo.data.graphs.build_graph`; None takes the data module's.
 
     Returns
     -------
     ``extra``, names beyond the spec's; ``trained`` and ``informed`` ``(T,)`` bool: perturbed in training; that, or has a row
-    in the table, or is next to one of these; ``graph`` and ``vectors`` ``(T, K)`` float32 where there are any.
+    in the table, or is next to one of these; ``graph``, and what :func:`~perturbzoo.models.embedding.embed_targets` returns,
+    where there are any.
     """
     sources = perturbation_graph or data.hparams["perturbation_graph"] or []
-    table = None
-    others = set(universe(sources)) if sources else set()
-    if embedding is not None:
-        table = embed_targets(embedding, dimension, spec, data.training_pseudobulks())
-        others |= set(table["extra"])
-    names = [*spec.targets, *sorted(others - set(spec.targets))]
+    others = universe(sources) if sources else ()
+    table: dict[str, Any] = {"extra": sorted(set(others) - set(spec.targets))}
+    if understand_embedding(embedding) is not None:
+        table = embed_targets(embedding, dimension, spec, data.training_pseudobulks(), data, others)
+    names = [*spec.targets, *table.pop("extra")]
     trained = torch.zeros(len(names), dtype=torch.bool)
     known = TrainingDeltas(spec).table
-    trained[known.targets[known.present]] = True
-    prepared: dict[str, Any] = {"trained": trained, "informed": trained.clone()}
-    if table is not None:
-        row = {name: position for position, name in enumerate([*spec.targets, *table["extra"]])}
-        held = torch.tensor([name in row for name in names])
-        index = torch.tensor([row.get(name, 0) for name in names])
-        prepared["vectors"] = table["vectors"][index] * held[:, None]
-        prepared["informed"] |= table["known"][index] & held
+    trained[known.targets[known.present & (known.dose > 0)]] = True
+    informed = trained | table["known"] if table else trained.clone()
+    prepared: dict[str, Any] = {"trained": trained, "informed": informed, **table}
     graph = None
     if sources:
         graph = build_graph(sources, names, expression=data.training_cells(), genes=spec.genes)
         source, destination = graph.edge_index
-        spoken = destination[prepared["informed"][source]]
-        prepared["informed"][spoken] = True
+        informed[destination[informed[source]]] = True
     return _keep(prepared, graph, names, len(spec.targets))
 
 
@@ -89,7 +83,7 @@ def _keep(prepared: dict[str, Any], graph: Graph | None, names: Sequence[str], n
             stacklevel=3,
         )
     rows = [row for row, known in enumerate(prepared["informed"].tolist()) if known or row < n_targets]
-    kept = {key: value[rows] for key, value in prepared.items()}
+    kept = {key: value[rows] if isinstance(value, Tensor) else value for key, value in prepared.items()}
     kept["extra"] = [names[row] for row in rows[n_targets:]]
     if graph is not None:
         kept["graph"] = graph.restrict([names[row] for row in rows]).to_state()
@@ -98,6 +92,9 @@ def _keep(prepared: dict[str, Any], graph: Graph | None, names: Sequence[str], n
 
 class TargetVectors(nn.Module):
     """The vectors of all T targets.
+
+    With ``fine_tune`` in `prepared` the table's rows are a parameter, which starts at the table; then what a target is without
+    having been perturbed is said by its tuned row.
 
     Parameters
     ----------
@@ -133,19 +130,21 @@ class TargetVectors(nn.Module):
     ) -> None:
         super().__init__()
         n_targets = len(prepared["trained"])
-        has_own = prepared["informed"] if everyone_speaks else prepared["trained"]
+        has_own = speaks = prepared["informed"] if everyone_speaks else prepared["trained"]
         self.register_buffer("informed", prepared["informed"], persistent=False)
         self.register_buffer("_has_own", has_own[:, None].float(), persistent=False)
         self.learned = nn.Embedding(n_targets, width, max_norm=max_norm)
         nn.init.normal_(self.learned.weight, std=scale)
         self.project: nn.Linear | None = None
         if "vectors" in prepared:
-            vectors = prepared["vectors"]
+            speaks = has_own | prepared["known"]
             # as long as the learned ones on average, whatever the table's unit
-            length = vectors.norm(dim=1)[vectors.any(dim=1)].mean()
-            self.register_buffer("vectors", vectors / length * width**0.5, persistent=False)
+            vectors = prepared["vectors"] / prepared["vectors"][prepared["known"]].norm(dim=1).mean() * width**0.5
+            if prepared["fine_tune"]:
+                self.vectors = nn.Parameter(vectors)
+            else:
+                self.register_buffer("vectors", vectors, persistent=False)
             self.project = nn.Linear(vectors.shape[1], width, bias=False)
-        speaks = has_own | prepared["vectors"].any(dim=1) if "vectors" in prepared else has_own
         graphs, self_weight = _neighbours(prepared, speaks, relations)
         self.register_buffer("_self_weight", self_weight[:, None], persistent=False)
         self.n_relations = len(graphs)

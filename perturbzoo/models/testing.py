@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ import torch
 
 from perturbzoo.data.batch import encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
+from perturbzoo.data.graph import Graph
+from perturbzoo.errors import PerturbZooWarning
 from perturbzoo.evaluation.calibration import calibration_curve, coverage, error_rank_correlation
 from perturbzoo.evaluation.metrics import perturbed_mean, target_mask
 from perturbzoo.evaluation.pseudobulk import GroupMoments, Pseudobulks, assign_halves, de_sets, split_half
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from perturbzoo.models.base import PerturbationModel
 
 CEILING = "split-half ceiling"
+ON_EMBEDDINGS = ("Bilinear", "Ridge", "KNN")  # the baselines that take an embedding
 
 
 def report_test(model: PerturbationModel, bulks: Pseudobulks, data: PerturbSeqDataModule) -> pd.DataFrame:
@@ -118,7 +122,11 @@ def data_genes(data: PerturbSeqDataModule) -> tuple[str, ...]:
 
 
 def baseline_predictions(data: PerturbSeqDataModule, bulks: Pseudobulks, model: PerturbationModel) -> dict[str, Pseudobulks]:
-    """Each baseline fitted on the training pseudobulks, predicting the same pairs; none where the file holds no training cells."""
+    """Each baseline fitted on the training pseudobulks, predicting the same pairs; none where the file holds no training cells.
+
+    Those on embeddings come twice where the model knows more of its targets than the data say: as they are, and with what the
+    model knows (:func:`shared_embedding`).
+    """
     training = data.training_pseudobulks()
     spec = data.spec
     assert spec is not None
@@ -128,22 +136,59 @@ def baseline_predictions(data: PerturbSeqDataModule, bulks: Pseudobulks, model: 
     if trained != set(spec.training_pairs):
         print("baselines are left out: these data do not hold the cells the model was trained on")
         return {}
+    runs: list[tuple[str, str, dict[str, Any] | None]] = [(name, name, None) for name in BASELINES]
+    if shared := shared_embedding(model):
+        runs += [(f"{name} ({shared[0]})", name, shared[1]) for name in ON_EMBEDDINGS]
     conditions = [data.conditions[pair] for pair in bulks.pair]
     context = data.table.context[torch.from_numpy(bulks.pair)].tolist()
     control = torch.as_tensor(bulks.control, dtype=torch.float32)
     predictions = {}
-    for name in BASELINES:
+    for label, name, prepared in runs:
         if name == type(model).__name__:
             continue
         baseline = find_model(name)()
-        baseline.fit_closed_form(spec, training)
+        with warnings.catch_warnings():
+            # what a baseline does not know is no news about the model
+            warnings.simplefilter("ignore", PerturbZooWarning)
+            baseline.fit_closed_form(spec, training, prepared)
         # targets that only this file names come last, where no baseline knows them
         names = list(dict.fromkeys([*baseline.target_names, *model.target_names]))
         table = encode_conditions(conditions, context, names, spec.default_kind)
         with torch.inference_mode():
             delta, _ = baseline.delta(table, control)
-        predictions[name] = bulks.with_prediction(bulks.control + delta.double().numpy())
+        predictions[label] = bulks.with_prediction(bulks.control + delta.double().numpy())
     return predictions
+
+
+def shared_embedding(model: PerturbationModel) -> tuple[str, dict[str, Any]] | None:
+    """What a model that was given an embedding, or else a graph between targets, knows of them, for baselines to use.
+
+    Taken from the model itself, so that a test needs none of the files that it was trained with.
+
+    Returns
+    -------
+    How to call it, and what :func:`perturbzoo.models.embedding.embed_targets` would return; None where the model was given
+    neither, or nothing but the embedding that baselines have by default.
+    """
+    from perturbzoo.models.embedding import spectral_embedding
+
+    prepared, extra = model.prepared, list(model.target_names[len(model.get_spec().targets) :])
+    if "vectors" in prepared and "usable" in prepared:
+        if type(model).__name__ in ON_EMBEDDINGS and model.hparams["embedding"] == "pca":
+            return None
+        return "same embedding", {"extra": extra, **{key: prepared[key] for key in ("vectors", "known", "usable")}}
+    if "graph" not in prepared:
+        return None
+    graph = Graph.from_state(prepared["graph"])
+    if len(graph.isolated) == len(graph):
+        return None
+    connected, coordinates = spectral_embedding(graph, dimension=20)
+    rows = [model.target_names.index(name) for name in connected]
+    vectors = torch.zeros(len(model.target_names), coordinates.shape[1])
+    vectors[rows] = torch.from_numpy(coordinates).float()
+    known = torch.zeros(len(vectors), dtype=torch.bool)
+    known[rows] = True
+    return "spectral of its graph", {"extra": extra, "vectors": vectors, "known": known, "usable": known}
 
 
 def control_moments(data: PerturbSeqDataModule) -> GroupMoments:
