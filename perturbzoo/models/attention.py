@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from perturbzoo.errors import PerturbZooError
+
 
 class Block(nn.Module):
     """Attention over tokens, then two layers for each token.
@@ -76,3 +78,22 @@ def bin_values(values: Tensor, n_bins: int) -> Tensor:
     rank = torch.searchsorted(order, values.contiguous(), right=True) - zeros
     share = rank / (values.shape[1] - zeros).clamp(min=1)
     return torch.where(values > 0, torch.ceil(share * (n_bins - 1)), 0.0)
+
+
+def add_lora(blocks: nn.ModuleList, rank: int) -> None:
+    """Freeze the blocks, and add to each linear layer of theirs a trained product of two matrices of low rank, 0 at the start.
+
+    Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685.
+
+    Raises
+    ------
+    PerturbZooError
+        ``peft`` is not installed. It is no dependency of the package: it brings ``transformers``, which Lightning then imports
+        at every start.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise PerturbZooError("lora_rank needs peft: pip install 'perturbzoo[lora]', or set lora_rank to 0") from error
+    layers = ["qkv", "out_proj", "linear1", "linear2"]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), blocks)

@@ -70,11 +70,15 @@ def read_scgpt(folder: str, layers: int, heads: int) -> tuple[dict[str, Tensor],
     place = expand_path(folder)
     for file in ("best_model.pt", "vocab.json"):
         if not (place / file).is_file():
-            raise PerturbZooError(f"pretrained '{place}': no {file} there; a folder of scGPT weights has best_model.pt and vocab.json")
+            raise PerturbZooError(
+                f"pretrained '{place}': no {file} there; a folder of scGPT weights has best_model.pt and vocab.json"
+            )
     try:
         state: Any = torch.load(place / "best_model.pt", map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise PerturbZooError(f"{place / 'best_model.pt'}: not a readable state dict of tensors (truncated or damaged?)") from error
+        raise PerturbZooError(
+            f"{place / 'best_model.pt'}: not a readable state dict of tensors (truncated or damaged?)"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise PerturbZooError(f"{place / 'best_model.pt'}: expected a state dict: names and tensors")
     # left by data-parallel training
@@ -162,7 +166,9 @@ def take_scgpt_weights(model: nn.Module, folder: str, genes: Sequence[str], head
         plain[name].copy_(value)
     row = {gene: position for position, gene in enumerate(genes)}
     theirs = torch.tensor([vocabulary[gene] for gene in found])
-    own_embedding[torch.tensor([row[gene] for gene in found], device=own_embedding.device)] = embedding[theirs].to(own_embedding)
+    own_embedding[torch.tensor([row[gene] for gene in found], device=own_embedding.device)] = embedding[theirs].to(
+        own_embedding
+    )
     lacking = [gene for gene in genes if gene not in vocabulary]
     rest = f"; the others start anew: {shortened(lacking)}" if lacking else ""
     return f"scGPT weights from {folder}: {len(found)} of {len(genes)} genes in its vocabulary{rest}"

@@ -43,7 +43,7 @@ from torch.utils.checkpoint import checkpoint
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.errors import PerturbZooError
-from perturbzoo.models.attention import Block, ValueEncoder, bin_values
+from perturbzoo.models.attention import Block, ValueEncoder, add_lora, bin_values
 from perturbzoo.models.base import PerturbationModel, Prediction
 from perturbzoo.models.known import TrainingDeltas
 from perturbzoo.models.scgpt_weights import take_scgpt_weights
@@ -214,14 +214,12 @@ class Transformer(PerturbationModel):
 
     def configure_model(self) -> None:
         super().configure_model()
-        # after any weights are taken, which go by the names of plain layers
-        if self._built and self.hparams["lora_rank"] and not any("lora_" in name for name, _ in self.blocks.named_parameters()):
-            from peft import LoraConfig, inject_adapter_in_model
-
-            rank = self.hparams["lora_rank"]
-            layers = ["qkv", "out_proj", "linear1", "linear2"]
-            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), self.blocks)
-        if self._built and self.hparams["compile"]:
+        if not self._built:
+            return
+        # after weights are taken from another model, which go by the names of plain layers
+        if self.hparams["lora_rank"] and not any("lora_" in name for name, _ in self.blocks.named_parameters()):
+            add_lora(self.blocks, self.hparams["lora_rank"])
+        if self.hparams["compile"]:
             for block in self.blocks:
                 block.compile()  # in place: the names of the weights stay as they are
 

@@ -33,7 +33,12 @@ def published(flash: bool, seed: int = 0) -> dict[str, Tensor]:
     h, f = WIDTH, FEEDFORWARD
     shapes: dict[str, tuple[int, ...]] = {"encoder.embedding.weight": (13, h), "flag_encoder.weight": (2, h)}
     norms = ["encoder.enc_norm", "value_encoder.norm"]
-    linears = {"value_encoder.linear1": (h, 1), "value_encoder.linear2": (h, h), "decoder.fc.0": (h, h), "mvc_decoder.W": (h, h)}
+    linears = {
+        "value_encoder.linear1": (h, 1),
+        "value_encoder.linear2": (h, h),
+        "decoder.fc.0": (h, h),
+        "mvc_decoder.W": (h, h),
+    }
     for layer in range(LAYERS):
         place = f"transformer_encoder.layers.{layer}"
         norms += [f"{place}.norm1", f"{place}.norm2"]
@@ -80,9 +85,7 @@ def encoded(model: Transformer) -> Tensor:
     table = table_of(model, ["G0", "G1+G2"])  # type: ignore[arg-type]
     values = torch.linspace(0.1, 2.0, 24).view(2, 12)
     with torch.no_grad():
-        tokens, mask = model.tokens(
-            values, torch.arange(12), table, torch.arange(2), model.marks(table), model.start(table)
-        )
+        tokens, mask = model.tokens(values, torch.arange(12), table, torch.arange(2), model.marks(table), model.start(table))
         for block in model.blocks:
             tokens = block(tokens, mask)
         return tokens
@@ -140,7 +143,11 @@ def test_genes_are_matched_by_name_and_reported(
 
 def test_missing_keys_are_listed(data: PerturbSeqDataModule, tmp_path: Path) -> None:
     state = published(flash=True)
-    lost = ["encoder.enc_norm.bias", "transformer_encoder.layers.1.linear2.weight", "transformer_encoder.layers.0.self_attn.Wqkv.bias"]
+    lost = [
+        "encoder.enc_norm.bias",
+        "transformer_encoder.layers.1.linear2.weight",
+        "transformer_encoder.layers.0.self_attn.Wqkv.bias",
+    ]
     for name in lost:
         del state[name]
     with pytest.raises(PerturbZooError, match=rf"lacks 3 of scGPT's {len(published_names(LAYERS, True)) + 1} keys") as caught:
