@@ -1,8 +1,8 @@
 """Published scGPT weights: read from their folder, matched to the measured genes, renamed to the layers of `Transformer`.
 
-A folder holds ``best_model.pt``, a state dict; ``vocab.json``, token to row of the gene embedding; and mostly ``args.json``. The
-weights of attention come in two layouts of the same numbers, by name: ``self_attn.Wqkv.weight`` of flash-attn 1, which the published
-files have, and ``self_attn.in_proj_weight`` of PyTorch. The decoders, which were trained for other tasks, are left out, as in the
+A folder holds ``best_model.pt``, a state dict; ``vocab.json``, token to row of the gene embedding; and mostly ``args.json``.
+The same numbers of the attention come under two names: ``self_attn.Wqkv.weight`` of flash-attn 1, which the published files
+have, and ``self_attn.in_proj_weight`` of PyTorch. The decoders, which were trained for other tasks, are left out, as in the
 original's fine-tuning.
 """
 
@@ -95,15 +95,16 @@ def read_scgpt(folder: str, layers: int, heads: int) -> tuple[dict[str, Tensor],
     if missing:
         known = f"; it has {len(held)} layers, this model {layers}" if held and len(held) < layers else ""
         raise PerturbZooError(
-            f"{place / 'best_model.pt'} lacks {len(missing)} of scGPT's {len(names) + 1} keys ({shortened(missing, _LISTED)}){known}"
+            f"{place / 'best_model.pt'} lacks {len(missing)} of scGPT's {len(names) + 1} keys "
+            f"({shortened(missing, _LISTED)}){known}"
         )
     if len(held) > layers:
         raise PerturbZooError(f"pretrained '{place}' has {len(held)} layers, this model {layers}: set layers to {len(held)}")
     embedding = state["encoder.embedding.weight"]
     if max(vocabulary.values()) >= len(embedding) or min(vocabulary.values()) < 0:
         raise PerturbZooError(
-            f"{place / 'vocab.json'} numbers tokens up to {max(vocabulary.values())}, but the embedding has {len(embedding)} rows: the "
-            "two files do not belong together"
+            f"{place / 'vocab.json'} counts up to {max(vocabulary.values())}, but the embedding has {len(embedding)} rows; "
+            "the two files do not belong together"
         )
     return {ours: state[theirs] for theirs, ours in names.items()}, embedding, vocabulary
 
@@ -146,8 +147,8 @@ def take_scgpt_weights(model: nn.Module, folder: str, genes: Sequence[str], head
     found = [gene for gene in genes if gene in vocabulary]
     if not found:
         raise PerturbZooError(
-            f"pretrained '{folder}': none of the {len(genes)} measured genes ({shortened(genes)}) is in its vocabulary, which holds "
-            "symbols: translate the genes with --data.init_args.gene_table"
+            f"pretrained '{folder}': none of the {len(genes)} measured genes ({shortened(genes)}) is in its vocabulary, which "
+            "holds symbols: translate the genes with --data.init_args.gene_table"
         )
     own = dict(model.named_parameters())
     # peft moves a layer's weight into its base_layer
@@ -159,8 +160,8 @@ def take_scgpt_weights(model: nn.Module, folder: str, genes: Sequence[str], head
     if differ:
         feedforward = tensors["blocks.0.linear1.weight"].shape[0]
         raise PerturbZooError(
-            f"pretrained '{folder}' is {embedding.shape[1]} wide with feedforward {feedforward}: set width and feedforward to these; "
-            f"shapes that differ: {shortened(differ)}"
+            f"pretrained '{folder}' is {embedding.shape[1]} wide with feedforward {feedforward}: set width and feedforward to "
+            f"these; shapes that differ: {shortened(differ)}"
         )
     for name, value in tensors.items():
         plain[name].copy_(value)

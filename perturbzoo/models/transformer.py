@@ -8,25 +8,28 @@ The token of gene :math:`g` in a control cell :math:`x` under a condition :math:
     z_g = \mathrm{N}(e_g) + V(x_g) + f_{[g \in c]} + \sum_{t \in c,\, t = g} (v_t + k_t) \log_2(1 + d_t) + r\, s_{cg}
 
 with a gene embedding :math:`e`, :math:`V` a two-layer network of the value, :math:`f_0, f_1` the perturbation flag,
-:math:`v_t` target vectors (:mod:`perturbzoo.models.targets`), :math:`k_t` the kind and :math:`d_t` the dose of the intervention. A
-target that is no measured gene has a token of its own, with a learned vector in place of :math:`\mathrm{N}(e) + V(x)`. There is no
-position: genes are a set. Each of the blocks does, with :math:`\mathrm{SA}` multi-head softmax attention,
+:math:`v_t` target vectors (:mod:`perturbzoo.models.targets`), :math:`k_t` the kind and :math:`d_t` the dose of the
+intervention. A target that is no measured gene has a token of its own, with a learned vector in place of
+:math:`\mathrm{N}(e) + V(x)`. There is no position: genes are a set. Each block does, with :math:`\mathrm{SA}` multi-head
+softmax attention,
 
 .. math::
     z \leftarrow z + \mathrm{SA}(\mathrm{N}(z)), \qquad z \leftarrow z + W_2 \mathrm{ReLU}(W_1 \mathrm{N}(z))
 
-or, as in scGPT, :math:`z \leftarrow \mathrm{N}(z + \mathrm{SA}(z))`, :math:`z \leftarrow \mathrm{N}(z + W_2 \mathrm{ReLU}(W_1 z))`. The
-decoder is affine in the value, with two networks of three layers :math:`A` and :math:`b`:
+or, as in scGPT, :math:`z \leftarrow \mathrm{N}(z + \mathrm{SA}(z))`,
+:math:`z \leftarrow \mathrm{N}(z + W_2 \mathrm{ReLU}(W_1 z))`. The decoder is affine in the value, with two networks of three
+layers :math:`A` and :math:`b`:
 
-.. math:: \hat\delta_{cg} = s_{cg} + A(z_g)\, x_g + b(z_g) \quad\text{or, in scGPT,}\quad \hat y_{cg} = A(z_g)\, x_g + b(z_g).
+.. math::
+    \hat\delta_{cg} = s_{cg} + A(z_g)\, x_g + b(z_g) \quad\text{or, in scGPT,}\quad \hat y_{cg} = A(z_g)\, x_g + b(z_g).
 
-:math:`s` is the baseline that the network starts from: the sum of the targets' measured changes for a combination, the training mean
-for a single. scGPT has :math:`v = k = s = 0`.
+:math:`s` is the baseline that the network starts from: the sum of the targets' measured changes for a combination, the
+training mean for a single. scGPT has :math:`v = k = s = 0`.
 
-What the original got wrong is put right in every mode: it samples 1,536 genes for a training step, so that the perturbed gene and
-its flag are absent from most steps, and predicts from sequences of all genes. Here the perturbed genes are tokens of every
-sequence, and prediction goes through disjoint groups of genes of the same length as in training. Its best epoch is that of the
-correlation of raw expression; here it is that of the change. Genes that its vocabulary lacks have embeddings of their own.
+What the original got wrong is put right in every mode: it samples 1,536 genes for a training step, so that the perturbed
+gene and its flag are absent from most steps, and predicts from sequences of all genes. Here the perturbed genes are tokens
+of every sequence, and prediction goes through disjoint groups of genes as long as in training. The best epoch is that of the
+correlation of changes, not of raw expression. Genes outside scGPT's vocabulary have embeddings of their own.
 """
 
 from __future__ import annotations
@@ -66,54 +69,55 @@ CHOICES: dict[str, tuple[Any, Any]] = {
 
 
 class Transformer(PerturbationModel):
-    """Gene tokens with values and perturbation flags, pre-norm blocks, an affine decoder.
+    """Gene tokens with values and perturbation flags, blocks of attention, an affine decoder.
 
-    Every argument of the last eleven that is None takes the improved default, or scGPT's choice where ``paper`` is true.
+    Each of the last ten arguments takes the improved default where it is None, or scGPT's choice where ``paper`` is true.
 
     Parameters
     ----------
     paper
         Take scGPT's choices for all arguments that are not given.
     width, layers, heads, feedforward
-        Width h of tokens, number of blocks and of attention heads, width of a block's middle layer (None: h). scGPT: 512, 12, 8, 512.
+        Width h of tokens, number of blocks and of attention heads, width of a block's middle layer (None: h). scGPT has 512,
+        12, 8 and 512.
     dropout
         In the blocks; scGPT fine-tunes with 0.
     max_genes
-        Gene tokens of a sequence at most. A training step samples that many genes, the perturbed ones of the batch among them;
-        prediction cuts the genes into disjoint groups of the same size. Every sequence has the tokens of its condition's targets.
+        Gene tokens of a sequence at most. A training step samples that many, the perturbed genes of the batch among them;
+        prediction cuts the genes into disjoint groups as long. Every sequence holds its own condition's targets.
     cells_per_forward
         Sequences that a prediction runs at a time: bounds its memory.
     values
-        ``continuous``: log1p-normalised values, as scGPT is fine-tuned. ``binned``: :func:`bin_values`, as it was pre-trained. Either
-        holds for training and prediction alike; the decoder and the loss are in log1p-normalised values in both cases.
+        ``continuous``, log1p-normalised, as scGPT is fine-tuned; ``binned``, as it was pre-trained
+        (:func:`~perturbzoo.models.attention.bin_values`). The same in training and prediction; the decoder's are continuous.
     n_bins
         Bins of ``binned``; scGPT's 51.
     embedding, dimension, perturbation_graph
         Tables and graphs for target vectors, as in :class:`perturbzoo.models.gears.GEARS`.
     pretrained
-        Folder of published scGPT weights (``best_model.pt``, ``vocab.json``), from which a fit starts:
-        :func:`perturbzoo.models.scgpt_weights.read_scgpt`. They belong to post-norm blocks: set ``norm_first`` to false.
+        Folder of published scGPT weights to start from (:func:`perturbzoo.models.scgpt_weights.read_scgpt`). They belong to
+        post-norm blocks: set ``norm_first`` to false.
     lora_rank
-        Keep the blocks' weights as they are and train additions of this rank to each (LoRA, by ``peft``). 0 trains the weights.
+        Keep the blocks' weights as they are and train additions of this rank (:func:`~perturbzoo.models.attention.add_lora`).
     compile, bf16, gradient_checkpointing
-        Compile the blocks; run in bfloat16 where that is safe (also in prediction, which has no trainer); keep only what goes into
-        each block for the backward pass and compute the rest again, which saves memory and costs a third more time.
+        Compile the blocks; run in bfloat16 where that is safe, also in prediction, which has no trainer; compute what is in a
+        block again in the backward pass instead of keeping it, which saves memory and costs a third more time.
     per
-        ``condition``: one sequence for each distinct condition, of its context's mean control profile: the expected change is
-        all that is learned from, and there are some thirty times fewer sequences. ``cell``: one for each control cell, scGPT's.
+        ``condition``: one sequence for each distinct condition, of its context's mean control profile: only the expected
+        change is learned, and there are some thirty times fewer sequences. ``cell``: one for each control cell, scGPT's.
     loss
-        ``condition_mse``: squared error of each condition's mean change. ``cell_mse``: of each cell against its random control,
-        scGPT's, most of which is the noise of cells.
+        ``condition_mse``: squared error of each condition's mean change. ``cell_mse``, scGPT's: of each cell, predicted from a
+        random control; most of that is the noise of cells.
     output
-        Whether the network gives the ``change`` from the control, or scGPT's ``expression``, nearly all of which is the control.
+        Whether the network gives the ``change`` from the control, or scGPT's ``expression``, nearly all of which is control.
     residual
-        Start from what the singles say (:meth:`perturbzoo.models.known.TrainingDeltas.residual_weights`); with ``output`` ``change`` the
-        untrained model is that baseline, because the decoder's last layers start at 0.
+        Start from what the singles say (:meth:`perturbzoo.models.known.TrainingDeltas.residual_weights`). The untrained model
+        is that baseline, because the decoder of a ``change`` starts at 0.
     start_input
         Let each gene's token know the change it starts from.
     target_vectors
-        Add the target's vector to the token of a perturbed measured gene, beside the flag: the gene's embedding alone must
-        otherwise say what its loss does. Targets that are not measured always have one.
+        Add the target's vector to the token of a perturbed measured gene: without it, the flag alone says what was done, and
+        the gene's embedding what that does. A target that is not measured always has one.
     unseen_rate
         Share of targets treated as never perturbed in a training step, as in GEARS.
     norm_first
@@ -286,7 +290,7 @@ class Transformer(PerturbationModel):
     def tokens(
         self, values: Tensor, genes: Tensor, table: ConditionTable, row: Tensor, marks: Tensor, start: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens ``(N, M + S, h)`` of the genes and of targets beyond them, and which are there, ``(N, 1, 1, M + S)`` or None."""
+        """Tokens ``(N, M + S, h)``, S for targets beyond the genes, and which exist, ``(N, 1, 1, M + S)`` or None for all."""
         inputs = bin_values(values, self.hparams["n_bins"]) if self.hparams["values"] == "binned" else values
         act = table.present & (table.dose > 0)  # (C, K)
         gene = torch.where(act, self.gene_of_target[table.targets.clamp(min=0)], -1)
@@ -352,11 +356,16 @@ class Transformer(PerturbationModel):
             changes[:, genes] = torch.cat(parts)
         return changes
 
-    def forward(self, batch: PerturbationBatch) -> Prediction:
+    def profiles(self, batch: PerturbationBatch) -> tuple[Tensor, Tensor]:
+        """The control profiles that the network is run on, ``(N, G)``, and the pair of each: cells, or one for each pair."""
         if self.choices["per"] == "cell":
-            return Prediction(batch.control + self.changes(batch.control, batch.table, batch.row))
-        own_row = torch.arange(len(batch.table), device=batch.row.device)
-        return Prediction(batch.control + self.changes(batch.context_control, batch.table, own_row)[batch.row])
+            return batch.control, batch.row
+        return batch.context_control, torch.arange(len(batch.table), device=batch.row.device)
+
+    def forward(self, batch: PerturbationBatch) -> Prediction:
+        profile, row = self.profiles(batch)
+        change = self.changes(profile, batch.table, row)
+        return Prediction(batch.control + (change if self.choices["per"] == "cell" else change[batch.row]))
 
     # ------------------------------------------------------------------ training
 
@@ -381,8 +390,7 @@ class Transformer(PerturbationModel):
     def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
         table, genes = batch.table, self.sample_genes(batch.table)
         of_cell = self.choices["per"] == "cell"
-        row = batch.row if of_cell else torch.arange(len(table), device=batch.row.device)
-        profile = batch.control if of_cell else batch.context_control
+        profile, row = self.profiles(batch)
         change = self.change(profile, genes, table, row, self.marks(table), self.start(table))
         observed = batch.observed[:, genes]
         if self.choices["loss"] == "cell_mse":

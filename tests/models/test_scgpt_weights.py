@@ -219,7 +219,7 @@ def test_training_goes_on_from_its_own_weights(data: PerturbSeqDataModule, tmp_p
 
 
 def test_lora_leaves_base_weights_untouched(data: PerturbSeqDataModule, adata: Any, tmp_path: Path) -> None:
-    """At the start it is the plain model; a fit then changes what is added, by a matrix of the given rank, and nothing below."""
+    """At the start it is the plain model; a fit then adds a matrix of the given rank, and changes nothing below."""
     pytest.importorskip("peft")
     state = published(flash=True)
     folder = write(tmp_path / "weights", state)
@@ -234,7 +234,8 @@ def test_lora_leaves_base_weights_untouched(data: PerturbSeqDataModule, adata: A
     fit(model, data, 3, tmp_path)
     layer: Any = model.blocks[1].qkv
     assert torch.equal(layer.base_layer.weight, state["transformer_encoder.layers.1.self_attn.Wqkv.weight"])
-    assert torch.equal(model.blocks[0].norm1.weight, state["transformer_encoder.layers.0.norm1.weight"])  # type: ignore[union-attr]
+    first: Any = model.blocks[0]
+    assert torch.equal(first.norm1.weight, state["transformer_encoder.layers.0.norm1.weight"])
     added = layer.get_delta_weight("default")
     assert torch.linalg.matrix_rank(added.detach()) == 2
     assert not torch.allclose(encoded(plain), encoded(model), atol=1e-4)

@@ -87,7 +87,8 @@ def data(adata: Any) -> PerturbSeqDataModule:
 def test_permuting_genes_permutes_outputs(data: PerturbSeqDataModule, paper: bool) -> None:
     """Genes are a set: their order in the sequence cannot matter, nor in the data if their embeddings go with them."""
     model = made(data, paper=paper, **SMALL)
-    table, order = table_of(model, ["G0", "G3+G4", "X"]), torch.randperm(12, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    table = table_of(model, ["G0", "G3+G4", "X"])  # type: ignore[arg-type]
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     values = torch.rand(3, 12)
     change = of_genes(model, table, values, torch.arange(12))
     torch.testing.assert_close(of_genes(model, table, values, order), change[:, order], rtol=0, atol=1e-5)
@@ -394,13 +395,13 @@ def test_every_parameter_learns(data: PerturbSeqDataModule) -> None:
 def test_overfits_a_noise_free_screen(per: str) -> None:
     seed_everything(0, verbose=False)
     data = module(noise_free(), {"method": "no_test"})
-    model = Transformer(width=32, layers=2, heads=2, per=per, residual=False, lr=3e-3, lr_decay=1.0, unseen_rate=0.0)  # type: ignore[arg-type]
+    learning: dict[str, Any] = {"lr": 3e-3, "lr_decay": 1.0, "unseen_rate": 0.0}
+    model = Transformer(width=32, layers=2, heads=2, per=per, residual=False, **learning)  # type: ignore[arg-type]
     fit(model, data)
     batch = first_batch(data)
-    with torch.no_grad():
-        before = float(model.loss(batch)["mse"])
-        fit(model, data, 250 if per == "condition" else 150)
-        after = float(model.loss(batch)["mse"])
+    before = model.loss(batch)["mse"].item()
+    fit(model, data, 250 if per == "condition" else 150)
+    after = model.loss(batch)["mse"].item()
     assert before > 0.05
     assert after < 0.05 * before
 
