@@ -77,26 +77,21 @@ class Transformer(PerturbationModel):
     ----------
     paper
         Take scGPT's choices for all arguments that are not given.
-    width, layers, heads, feedforward
-        Width h of tokens, number of blocks and of attention heads, width of a block's middle layer (None: h). scGPT has 512,
-        12, 8 and 512.
-    dropout
-        In the blocks; scGPT fine-tunes with 0.
+    width, layers, heads, feedforward, dropout
+        Width h of tokens, number of blocks and of attention heads, width of a block's middle layer (None: h), dropout in the
+        blocks. scGPT has 512, 12, 8, 512 and, in fine-tuning, 0.
     max_genes
         Gene tokens of a sequence at most. A training step samples that many, the perturbed genes of the batch among them;
         prediction cuts the genes into disjoint groups as long. Every sequence holds its own condition's targets.
     cells_per_forward
         Sequences that a prediction runs at a time: bounds its memory.
-    values
-        ``continuous``, log1p-normalised, as scGPT is fine-tuned; ``binned``, as it was pre-trained
+    values, n_bins
+        Input ``continuous``, log1p-normalised, as scGPT is fine-tuned, or ``binned``, as it was pre-trained with 51 bins
         (:func:`~perturbzoo.models.attention.bin_values`). The same in training and prediction; the decoder's are continuous.
-    n_bins
-        Bins of ``binned``; scGPT's 51.
     embedding, dimension, perturbation_graph
         Tables and graphs for target vectors, as in :class:`perturbzoo.models.gears.GEARS`.
     pretrained
-        Folder of published scGPT weights to start from (:func:`perturbzoo.models.scgpt_weights.read_scgpt`). They belong to
-        post-norm blocks: set ``norm_first`` to false.
+        Folder of published scGPT weights to start from (:func:`perturbzoo.models.scgpt_weights.read_scgpt`).
     lora_rank
         Keep the blocks' weights as they are and train additions of this rank (:func:`~perturbzoo.models.attention.add_lora`).
     compile, bf16, gradient_checkpointing
@@ -110,18 +105,16 @@ class Transformer(PerturbationModel):
         random control; most of that is the noise of cells.
     output
         Whether the network gives the ``change`` from the control, or scGPT's ``expression``, nearly all of which is control.
-    residual
-        Start from what the singles say (:meth:`perturbzoo.models.known.TrainingDeltas.residual_weights`). The untrained model
-        is that baseline, because the decoder of a ``change`` starts at 0.
-    start_input
-        Let each gene's token know the change it starts from.
+    residual, start_input
+        Start from what the singles say (:meth:`perturbzoo.models.known.TrainingDeltas.residual_weights`), which the untrained
+        model predicts, because the decoder of a ``change`` starts at 0; let each gene's token know its part of that.
     target_vectors
         Add the target's vector to the token of a perturbed measured gene: without it, the flag alone says what was done, and
         the gene's embedding what that does. A target that is not measured always has one.
     unseen_rate
         Share of targets treated as never perturbed in a training step, as in GEARS.
     norm_first
-        Pre-norm blocks, which train without warm-up, or scGPT's post-norm.
+        Pre-norm blocks, which train without warm-up, or scGPT's post-norm, which is the default of ``pretrained`` too.
     lr, lr_decay, weight_decay
         Adam's learning rate, the factor by which it shrinks each epoch, and L2 penalty.
     """
@@ -170,6 +163,8 @@ class Transformer(PerturbationModel):
         self.save_hyperparameters()
         given = {name: self.hparams[name] for name in CHOICES}
         self.choices = {name: CHOICES[name][paper] if value is None else value for name, value in given.items()}
+        if pretrained is not None and norm_first is None:
+            self.choices["norm_first"] = False  # the weights' own arrangement
 
     def prepare(self, data: PerturbSeqDataModule) -> dict[str, Any]:
         options = {name: self.hparams[name] for name in ("embedding", "dimension", "perturbation_graph")}
@@ -196,8 +191,7 @@ class Transformer(PerturbationModel):
         self.unmeasured = nn.Parameter(torch.randn(h))
         self.targets = TargetVectors(self.prepared, h, everyone_speaks=choices["unseen_rate"] == 0)
         self.kind_embedding = nn.Embedding(len(KINDS), h)
-        # kinds differ in nothing until the data say so
-        nn.init.zeros_(self.kind_embedding.weight)
+        nn.init.zeros_(self.kind_embedding.weight)  # kinds differ in nothing until the data say so
         if choices["residual"]:
             self.known = TrainingDeltas(spec)
             if choices["start_input"]:
@@ -210,8 +204,7 @@ class Transformer(PerturbationModel):
 
     def _decoder(self, h: int) -> nn.Sequential:
         last = nn.Linear(h, 1)
-        if self.choices["output"] == "change":
-            # the untrained model predicts the baseline
+        if self.choices["output"] == "change":  # the untrained model predicts the baseline
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         return nn.Sequential(nn.Linear(h, h), nn.LeakyReLU(), nn.Linear(h, h), nn.LeakyReLU(), last)

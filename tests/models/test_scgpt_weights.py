@@ -141,6 +141,13 @@ def test_genes_are_matched_by_name_and_reported(
     assert (torch.cdist(strangers, table) > 1e-3).all()
 
 
+def test_they_run_in_their_own_arrangement(tmp_path: Path) -> None:
+    """Published blocks are post-norm; that is the default with them, and can be said otherwise."""
+    assert Transformer(pretrained=str(tmp_path)).choices["norm_first"] is False
+    assert Transformer(pretrained=str(tmp_path), norm_first=True).choices["norm_first"] is True
+    assert Transformer().choices["norm_first"] is True
+
+
 def test_missing_keys_are_listed(data: PerturbSeqDataModule, tmp_path: Path) -> None:
     state = published(flash=True)
     lost = [

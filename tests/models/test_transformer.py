@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -324,6 +325,15 @@ def test_gradient_checkpointing_gives_the_same_gradients(data: PerturbSeqDataMod
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
     assert sum(float(value.abs().sum()) for value in gradients[0]) > 0
+
+
+def test_compiled_blocks_are_the_same(data: PerturbSeqDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as for any backend, without the minute that C++ takes; weights keep their names."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    plain, fast = made(data, **SMALL), made(data, compile=True, **SMALL)
+    fast.load_state_dict(plain.state_dict())
+    assert all(block._compiled_call_impl is not None for block in fast.blocks)
+    torch.testing.assert_close(ask(fast, ["G0", "G0+X"]), ask(plain, ["G0", "G0+X"]))
 
 
 def test_bfloat16_is_close(data: PerturbSeqDataModule) -> None:
