@@ -2,14 +2,14 @@
 
 ::
 
-    python scripts/bench_transformer.py                               # 4 cells x 1,536 tokens, 12 layers x 512 x 8: minutes on a CPU
+    python scripts/bench_transformer.py                    # 4 cells x 1,536 tokens, 12 layers x 512 x 8: minutes on a CPU
     python scripts/bench_transformer.py --layers 2 --steps 3
     python scripts/bench_transformer.py --device cuda --bf16 --steps 20
 
-The reference is scGPT's perturbation network (embedding, value and flag encoders, post-norm blocks, affine decoder) of PyTorch's own
-layers, whose attention is ``scaled_dot_product_attention`` too, without the fine-tuning's batch normalisation and with an embedding
-of the 5,000 genes only (its own has 60,697 rows, which the optimiser updates all). A step is forward, backward and Adam. Steps of both
-sides alternate, so that whatever else the machine does meets both; medians are compared.
+The reference is scGPT's perturbation network (embedding, value and flag encoders, post-norm blocks, affine decoder) of PyTorch's
+own layers, whose attention is ``scaled_dot_product_attention`` too, without the fine-tuning's batch normalisation and with an
+embedding of the 5,000 genes only (its own has 60,697 rows, which the optimiser updates all). A step is forward, backward and
+Adam. Steps of both sides alternate, so that whatever else the machine does meets both; medians are compared.
 
 Exit status 1 if ours is slower by more than a tenth.
 """

@@ -401,6 +401,29 @@ def test_every_parameter_learns(data: PerturbSeqDataModule) -> None:
     assert not silent
 
 
+@pytest.mark.parametrize("arguments", [{}, {"paper": True}, {"max_genes": 5, "lora_rank": 2}])
+def test_every_parameter_takes_part_in_every_step(data: PerturbSeqDataModule, arguments: dict[str, Any]) -> None:
+    """Several processes wait for every gradient, also where a batch has no unmeasured target."""
+    pytest.importorskip("peft")
+    model = made(data, **SMALL, **arguments).train()
+    batch = first_batch(data)
+    x = model.target_names.index("X")
+    for has_x in (False, True):
+        rows = torch.nonzero((batch.table.targets == x).any(dim=1) == has_x).ravel()
+        cells = torch.isin(batch.row, rows)
+        part = replace(
+            batch,
+            expression=batch.observed[cells],
+            control=batch.control[cells],
+            row=torch.searchsorted(rows, batch.row[cells]),
+            table=batch.table.select(rows),
+            context_control=batch.context_control[rows],
+        )
+        trained = [value for value in model.parameters() if value.requires_grad]
+        gradients = torch.autograd.grad(model.loss(part)["mse"], trained)  # an error where one takes no part
+        assert len(gradients) == len(trained)
+
+
 @pytest.mark.parametrize("per", ["condition", "cell"])
 def test_overfits_a_noise_free_screen(per: str) -> None:
     seed_everything(0, verbose=False)
