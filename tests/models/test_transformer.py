@@ -239,14 +239,15 @@ def test_groups_are_disjoint_whole_and_as_long_as_samples(data: PerturbSeqDataMo
         assert len(model.sample_genes(table_of(model, ["G0"]))) == lengths[0]  # type: ignore[arg-type]
 
 
-def test_groups_equal_the_whole_when_everything_fits(data: PerturbSeqDataModule) -> None:
+@pytest.mark.parametrize("arguments", [BARE, SMALL, {"paper": True, **SMALL}])
+def test_groups_equal_the_whole_when_everything_fits(data: PerturbSeqDataModule, arguments: dict[str, Any]) -> None:
     """One group is the whole; several are each what the network says of that group with the targets' tokens added."""
-    whole = made(data, max_genes=12, **BARE)
+    whole = made(data, max_genes=12, **arguments)
     table, profile = table_of(whole, ["G0", "G1+G2"]), torch.rand(1, 12)  # type: ignore[arg-type]
     torch.testing.assert_close(
         ask(whole, ["G0", "G1+G2"], profile), of_genes(whole, table, profile.expand(2, -1), torch.arange(12))
     )
-    parts = made(data, max_genes=4, **BARE)
+    parts = made(data, max_genes=4, **arguments)
     parts.load_state_dict(whole.state_dict())
     change = ask(parts, ["G0", "G1+G2"], profile)
     for group in parts.groups():
