@@ -7,8 +7,8 @@ relation r (kind of graph),
    \qquad \hat\delta = \sum_p w_p \delta_p + \Big(1 - \sum_p w_p\Big) \bar\delta,
 
 with :math:`\bar\delta` the mean single: many close neighbours count for much, few and far ones for little. The strengths
-:math:`s_r \ge 0` are those with the least squared error over the training singles when each is predicted from the others, so
-a graph that tells nothing gets 0 and leaves the mean.
+:math:`s_r \ge 0` are those with the least squared error over the training singles when each is predicted from the others,
+genes weighted by the variance of their response, so a graph that tells nothing gets 0 and leaves the mean.
 """
 
 from __future__ import annotations

@@ -177,7 +177,8 @@ def test_the_best_strength_of_twins(make_screen: Any) -> None:
     _, neighbours = _fitted(make_screen, names, deltas, go=edges)
     others = (deltas.sum(axis=0) - deltas) / (len(deltas) - 1)  # the mean of the others
     twin = deltas.reshape(-1, 2, deltas.shape[1])[:, ::-1].reshape(deltas.shape)
-    weight = ((twin - others) * (deltas - others)).sum() / ((twin - others) ** 2).sum()
+    response = deltas.var(axis=0)  # the weight of each gene in the error
+    weight = (response * (twin - others) * (deltas - others)).sum() / (response * (twin - others) ** 2).sum()
     assert 0.5 < weight < 0.9
     assert float(neighbours.strength[0]) == pytest.approx(weight / (1 - weight), rel=1e-3)
 
