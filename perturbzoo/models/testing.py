@@ -104,7 +104,11 @@ def _publish(model: PerturbationModel, scores: dict[str, pd.DataFrame], summary:
 def _publish_uncertainty(model: PerturbationModel, bulks: Pseudobulks, described: pd.DataFrame) -> None:
     """Print and write how far the model's intervals can be trusted."""
     assert bulks.predicted_variance is not None
-    covered = described.assign(coverage_90=coverage(bulks), predicted_rmse=np.sqrt(bulks.predicted_variance.mean(axis=1)))
+    covered = described.assign(
+        coverage_90=coverage(bulks),
+        predicted_rmse=np.sqrt(bulks.predicted_variance.mean(axis=1)),
+        rmse=np.sqrt(np.square(bulks.predicted - bulks.observed).mean(axis=1)),
+    )
     by_category = ", ".join(f"{name} {share:.0%}" for name, share in covered.groupby("category")["coverage_90"].mean().items())
     folder = Path(model.trainer.default_root_dir) / "test"
     covered.to_csv(folder / "uncertainty.csv", index=False)
