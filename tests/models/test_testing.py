@@ -12,6 +12,7 @@ import pytest
 from anndata import AnnData
 
 import perturbzoo
+from perturbzoo.cli import main
 from perturbzoo.data.graphs import build_graph
 from perturbzoo.models import GEARS, KNN, Additive, Bilinear, Ridge
 from perturbzoo.models.base import PerturbationModel
@@ -105,3 +106,19 @@ def test_baselines_on_the_graph_of_the_model(make_adata: Callable[..., AnnData],
 def test_nothing_is_shown_twice(make_adata: Callable[..., AnnData], tmp_path: Path, model: PerturbationModel) -> None:
     """Neither embedding nor graph, or the embedding that all baselines have."""
     assert not [name for name in _tested(model, make_adata(), tmp_path).index if "(" in name]
+
+
+@pytest.mark.parametrize("name", ["KNN", "GEARS"])
+def test_the_embedding_comes_from_the_checkpoint(
+    make_adata: Callable[..., AnnData], vectors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """`perturbzoo test` needs the checkpoint and the screen, no table."""
+    monkeypatch.chdir(tmp_path)
+    make_adata().write_h5ad("screen.h5ad")
+    options = ["--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+    screen = ["--data", "PerturbSeqDataModule", "--data.path", "screen.h5ad", "--data.split", str(SPLIT)]
+    model = ["--model", name, "--model.embedding", vectors, *(["--model.hidden", "4"] if name == "GEARS" else [])]
+    main(["fit", *model, *screen, *options, "--trainer.max_epochs", "1"])
+    Path(vectors).unlink()
+    main(["test", "--ckpt_path", "checkpoints/last.ckpt", *options])
+    assert "Ridge (same embedding)" in set(pd.read_csv("test/summary.csv")["model"])
