@@ -203,15 +203,17 @@ class GEARS(ConditionDeltaModel):
         if self.uses_context:
             self.register_buffer("context_centre", torch.from_numpy(spec.control_mean.mean(axis=0)), persistent=False)
             self.context_encoder = nn.Sequential(nn.Linear(n_genes, h), nn.ReLU(), nn.Linear(h, 2 * h))
-        if choices["residual"]:
+        if choices["residual"] or self.hparams["uncertainty"]:
             self.known = TrainingDeltas(spec, singles_only=True)
+        if choices["residual"]:
             if choices["start_input"]:
                 self.start_encoder = nn.Linear(3, h)
             if choices["neighbours"]:
                 self.neighbours = Neighbours(self.known, self.prepared.get("graph"), n_targets)
         if self.hparams["uncertainty"]:
             self.variance_head = nn.Sequential(nn.Linear(h, 2 * h), nn.ReLU(), nn.Linear(2 * h, 1))
-            self.log_variance = nn.Parameter(torch.full((n_genes,), -6.0))
+            # of a combination of measured singles, and of each intervention that was not measured alone
+            self.log_variance = nn.Parameter(torch.full((2, n_genes), -6.0))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -259,7 +261,7 @@ class GEARS(ConditionDeltaModel):
             "head_weight": ("gene", None),
             "head_bias": ("gene",),
             "context_encoder.0.weight": (None, "gene"),
-            "log_variance": ("gene",),
+            "log_variance": (None, "gene"),
         }
         return axes
 
@@ -308,8 +310,16 @@ class GEARS(ConditionDeltaModel):
         if not self.hparams["uncertainty"]:
             return change, None
         # the features are held fixed, so that asking for the uncertainty leaves the mean as it is
-        log_variance = self.variance_head(nodes.detach())[..., 0] + self.log_variance
-        return change, log_variance.exp()
+        n_unknown = self.unknown(table).sum(dim=1)
+        log_variance = self.variance_head(nodes.detach())[..., 0] + self.log_variance[n_unknown.clamp(max=1)]
+        return change, log_variance.exp() * n_unknown.clamp(min=1)[:, None]
+
+    def unknown(self, table: ConditionTable) -> Tensor:
+        """Shape ``(C, K)``, bool: interventions whose own effect the prediction does not start from."""
+        unknown = table.present & (table.dose > 0)
+        combined = unknown & (unknown.sum(dim=1) > 1)[:, None]
+        unknown[combined] = ~self.known.measured(table.single(*torch.nonzero(combined, as_tuple=True)))
+        return unknown
 
     def start(self, table: ConditionTable) -> Tensor:
         """Shape ``(C, K, G)``: what each intervention is expected to change, before the network has its say.
@@ -321,7 +331,7 @@ class GEARS(ConditionDeltaModel):
         row, column = torch.nonzero(act, as_tuple=True)
         alone = table.single(row, column)
         weights = self.known.single_weights(alone, average=False, mean_for_missing=True)
-        unknown = (act.sum(dim=1) == 1)[row] | ~self.known.measured(alone)
+        unknown = self.unknown(table)[row, column]
         asked = alone.select(torch.nonzero(unknown).ravel())
         weights[unknown] = (
             self.neighbours(self.known, asked) if self.choices["neighbours"] else self.known.mean_single_weights(asked)
@@ -343,6 +353,27 @@ class GEARS(ConditionDeltaModel):
             self.known.fit(self.data.training_pseudobulks())
             if self.choices["neighbours"]:
                 self.neighbours.fit(self.known)
+        if self.hparams["uncertainty"]:
+            self._start_variance()
+
+    @torch.no_grad()
+    def _start_variance(self) -> None:
+        """Start each gene's variance at its mean squared change from where the network starts: far from what steps can reach."""
+        bulks, pairs = self.data.training_pseudobulks(), torch.from_numpy(self.data.pairs_of("train"))
+        total, count = torch.zeros_like(self.log_variance), self.log_variance.new_zeros(2)
+        for rows in torch.arange(len(pairs)).split(256):
+            table = self.data.table.select(pairs[rows]).to(self.device)
+            change = torch.as_tensor(bulks.delta[rows], dtype=total.dtype, device=self.device)
+            if self.choices["residual"]:
+                change = change - self.start(table).sum(dim=1)
+            n_unknown = self.unknown(table).sum(dim=1)
+            kind, parts = n_unknown.clamp(max=1), n_unknown.clamp(min=1)
+            total.index_add_(0, kind, change.square() / parts[:, None])
+            count.index_add_(0, kind, torch.ones_like(kind, dtype=count.dtype))
+        mean = (total.sum(dim=0) / count.sum()).expand(2, -1)
+        self.log_variance.copy_(
+            torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], mean).clamp(min=1e-8).log()
+        )
 
     def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
         delta, variance = self.delta(batch.table, batch.context_control)
@@ -360,7 +391,13 @@ class GEARS(ConditionDeltaModel):
         return terms
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.choices["lr"], weight_decay=self.choices["weight_decay"])
+        variance = {name for name, _ in self.named_parameters() if "variance" in name}
+        groups: list[dict[str, Any]] = [{"params": [value for name, value in self.named_parameters() if name not in variance]}]
+        if variance:
+            # the mean does not depend on them, so that they can go faster
+            parameters = [value for name, value in self.named_parameters() if name in variance]
+            groups.append({"params": parameters, "lr": 10 * self.choices["lr"]})
+        optimizer = torch.optim.Adam(groups, lr=self.choices["lr"], weight_decay=self.choices["weight_decay"])
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=self.choices["lr_decay"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
