@@ -58,6 +58,8 @@ CHOICES: dict[str, tuple[Any, Any]] = {
     "adversary": ("reversal", "alternating"),
     "adversary_weight": (10.0, 1.0),
     "penalty_weight": (1.0, 1.0),
+    "confusion": ("marginal", "reversed"),
+    "response_weight": (1.0, 0.0),
     "warmup": (0, 0),
     "lr": (1e-3, 5e-4),
     "adversary_lr": (1e-3, 3e-4),
@@ -143,6 +145,8 @@ class CPA(PerturbationModel):
         adversary_steps: int = 2,
         adversary_weight: float | None = None,
         penalty_weight: float | None = None,
+        confusion: Literal["marginal", "reversed"] | None = None,
+        response_weight: float | None = None,
         warmup: int | None = None,
         lr: float | None = None,
         adversary_lr: float | None = None,
@@ -200,8 +204,12 @@ class CPA(PerturbationModel):
         norms = {"use_batch_norm": choices["norm"] == "batch", "use_layer_norm": choices["norm"] == "layer"}
         layers = {"n_layers": choices["n_layers"], "n_hidden": hidden, "dropout_rate": 0.0, **norms}
         self.register_buffer("centre", start["mean"], persistent=False)
+        self.register_buffer("variance", start["spread"].square().mean().clamp(min=1e-8), persistent=False)
         self.encoder = FCLayers(spec.n_genes, hidden, **layers)
         self.to_basal = nn.Linear(hidden, 2 * latent if self.hparams["variational"] else latent)
+        # its scale must not be a way to hide from adversaries; a variational one has the scale of its prior
+        fixed = choices["norm"] == "layer" and not self.hparams["variational"]
+        self.basal_norm = nn.LayerNorm(latent, elementwise_affine=False) if fixed else nn.Identity()
         self.decoder = FCLayers(latent, hidden, **layers)
         level = start["mean"] if kind == "gaussian" else start["rate"].clamp(min=1e-8).log()
         self.head = ExpressionHead(kind, hidden + latent * choices["linear"], level, start["spread"])
@@ -212,7 +220,8 @@ class CPA(PerturbationModel):
         self.dose = DoseResponse(self.hparams["dose_response"], self.prepared["trained"], unit)
         self.covariates = CovariateVectors(trained_levels(spec), latent)
         # a covariate that controls are not matched on is unknown for them
-        self.register_buffer("matched", torch.tensor([name in spec.match_on for name in spec.covariates]), persistent=False)
+        matched = torch.tensor([name in spec.match_on for name in spec.covariates], dtype=torch.bool)
+        self.register_buffer("matched", matched, persistent=False)
         self.adversary = None
         if choices["adversary_weight"] > 0:
             levels = [len(values) for values in spec.covariates.values()]
@@ -220,6 +229,7 @@ class CPA(PerturbationModel):
 
     centre: Tensor
     matched: Tensor
+    variance: Tensor
 
     def parameter_axes(self) -> dict[str, tuple[str | None, ...]]:
         return {
@@ -239,7 +249,7 @@ class CPA(PerturbationModel):
         """Basal states ``(B, L)`` of log1p-normalised cells ``(B, G)``, and their log variance if variational."""
         basal = self.to_basal(self.encoder(expression - self.centre))
         if not self.hparams["variational"]:
-            return basal, None
+            return self.basal_norm(basal), None
         mean, log_variance = basal.chunk(2, dim=1)
         return mean, log_variance.clamp(-10, 5)
 
@@ -297,28 +307,56 @@ class CPA(PerturbationModel):
         if turn:
             return terms
         vectors = torch.cat([self.condition_vectors(batch.table), basal.new_zeros(1, basal.shape[1])])  # (C + 1, L)
-        features = self.decode(basal + vectors[cells.row] + self.covariates(cells.covariates))
+        covariates = self.covariates(cells.covariates)
+        features = self.decode(basal + vectors[cells.row] + covariates)
         values = cells.observed if self.head.kind == "gaussian" else cells.counts
         terms["likelihood"] = self.head.negative_log_likelihood(features, values, cells.size_factor)
         ramp = min(1.0, (self.current_epoch + 1) / (self.choices["warmup"] + 1))
         if log_variance is not None:
             terms["kl"] = ramp * self.hparams["kl_weight"] * kl
+        if self.choices["response_weight"] > 0:
+            terms["response"] = self.choices["response_weight"] * self._response_loss(batch, basal, covariates, features, vectors)
         if self.adversary is not None:
             # the adversaries as they are: this term teaches the encoder only
-            fooled = soft_cross_entropy(self.adversary.frozen(basal), labels)
-            terms["confusion"] = -ramp * self.choices["adversary_weight"] * fooled
+            guess = self.adversary.frozen(basal)
+            if self.choices["confusion"] == "reversed":
+                fooled = -soft_cross_entropy(guess, labels)
+            else:
+                fooled = soft_cross_entropy(guess, [label.mean(dim=0, keepdim=True) for label in labels])
+            terms["confusion"] = ramp * self.choices["adversary_weight"] * fooled
         return terms
+
+    def _response_loss(
+        self, batch: PerturbationBatch, basal: Tensor, covariates: Tensor, features: Tensor, vectors: Tensor
+    ) -> Tensor:
+        """Squared error of each condition's mean change, as it is predicted from the step's control cells.
+
+        In units of a gene's variance over cells, half the sum over genes: as much as the likelihood of a cell.
+        """
+        chosen = self._controls(batch)
+        state, row = (basal + covariates)[len(batch) :], batch.row[chosen]
+        size = batch.control_size_factor[chosen]
+        treated = self.head.expected(self.decode(state + vectors[row]), size, batch.depth)
+        change = treated - self.head.expected(features[len(batch) :], size, batch.depth)  # (n, G)
+        n = torch.bincount(row, minlength=len(batch.table))[:, None]
+        predicted = change.new_zeros(len(batch.table), change.shape[1]).index_add_(0, row, change) / n.clamp(min=1)
+        observed = batch.condition_means(batch.observed) - batch.context_control
+        error = (predicted - observed).square() * (n > 0)
+        return 0.5 * error.sum() / (n > 0).sum() / self.variance
+
+    def _controls(self, batch: PerturbationBatch) -> Tensor:
+        """Positions of the controls that a training step uses, evenly spread: cells may stand condition after condition."""
+        n = min(len(batch), max(1, round(self.choices["control_share"] * len(batch))))
+        return torch.arange(n, device=batch.row.device) * len(batch) // n
 
     def _with_controls(self, batch: PerturbationBatch) -> PerturbationBatch:
         """The batch's perturbed cells and some of its controls as cells, of which the latter point to row C."""
-        n = min(len(batch), max(1, round(self.choices["control_share"] * len(batch))))
-        # evenly spread: cells may stand condition after condition
-        chosen = torch.arange(n, device=batch.row.device) * len(batch) // n
+        chosen = self._controls(batch)
         covariates = torch.where(self.matched, batch.covariates[chosen], -1)
         return replace(
             batch,
             expression=torch.cat([batch.observed, batch.control[chosen]]),
-            row=torch.cat([batch.row, batch.row.new_full((n,), len(batch.table))]),
+            row=torch.cat([batch.row, batch.row.new_full((len(chosen),), len(batch.table))]),
             size_factor=torch.cat([batch.size_factor, batch.control_size_factor[chosen]]),
             covariates=torch.cat([batch.covariates, covariates]),
         )

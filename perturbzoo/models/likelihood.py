@@ -23,7 +23,7 @@ ends, so that the trapezoidal rule converges exponentially: 15 nodes give it to 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ class ExpressionHead(nn.Module):
         """
         if self.kind == "nb":
             log_mean = self.log_rate(features) + size.log()[:, None]
-            return nb_negative_log_likelihood(values, log_mean, self.log_dispersion).sum() / len(values)
+            return nb_negative_log_likelihood(values, log_mean, self.log_dispersion) / len(values)
         return -self.distribution(features, size).log_prob(values).sum() / len(values)
 
     def expected(self, features: Tensor, size: Tensor, depth: float) -> Tensor:
@@ -127,10 +127,10 @@ class ExpressionHead(nn.Module):
 
 
 def nb_negative_log_likelihood(counts: Tensor, log_mean: Tensor, log_dispersion: Tensor) -> Tensor:
-    r"""Negative log likelihood of a negative binomial, the same numbers as scvi-tools', several times faster.
+    r"""Negative log likelihood of a negative binomial, summed: the same number as scvi-tools', faster.
 
     With :math:`l = \log \mu - \log \theta` it is :math:`(n + \theta) \log(1 + e^l) - n l - \log \binom{n + \theta - 1}{n}`. The last
-    term, three gamma functions, is 0 where there is no count: it is computed for the others only, a tenth of them all.
+    term, three gamma functions, is 0 where there is no count: it is computed for the others only, about a tenth of them all.
 
     Parameters
     ----------
@@ -141,15 +141,14 @@ def nb_negative_log_likelihood(counts: Tensor, log_mean: Tensor, log_dispersion:
     """
     dispersion = log_dispersion.exp()
     logit = log_mean - log_dispersion
-    loss = (counts + dispersion) * functional.softplus(logit) - counts * logit
+    loss = ((counts + dispersion) * functional.softplus(logit) - counts * logit).sum()
     cell, gene = torch.nonzero(counts, as_tuple=True)
     n, theta = counts[cell, gene], dispersion[gene]
-    constant = torch.lgamma(n + theta) - torch.lgamma(n + 1) - torch.lgamma(dispersion)[gene]
-    return loss.index_put((cell, gene), -constant, accumulate=True)
+    return loss - (torch.lgamma(n + theta) - torch.lgamma(n + 1) - torch.lgamma(dispersion)[gene]).sum()
 
 
 def expected_log1p(mean: Tensor, dispersion: Tensor, scale: Tensor) -> Tensor:
-    """E[log1p(scale n)] of negative binomial counts n, by quadrature; see the module's text.
+    """E[log1p(scale n)] of negative binomial counts n, by quadrature; see the module's text. Its gradient is that by the mean.
 
     Parameters
     ----------
@@ -160,14 +159,33 @@ def expected_log1p(mean: Tensor, dispersion: Tensor, scale: Tensor) -> Tensor:
     scale
         Shape ``(B,)``: normalised counts per count.
     """
-    ratio = mean / dispersion
-    total = torch.zeros_like(mean)
-    for number, node in enumerate(_NODES):
-        t = math.exp(node)
-        share = -torch.expm1(-scale * t)[:, None]  # (B, 1)
-        weight = _STEP * math.exp(-t)
-        if number == 0:
-            # what lies below the first node falls by e per unit of u: a geometric series
-            weight /= -math.expm1(-_STEP)
-        total -= weight * torch.expm1(-dispersion * torch.log1p(ratio * share))
-    return total
+    return _ExpectedLog1p.apply(mean, dispersion.detach(), scale)
+
+
+class _ExpectedLog1p(torch.autograd.Function):
+    """The quadrature, and its derivative by the mean in the same pass: no node is kept for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, dispersion: Tensor, scale: Tensor) -> Tensor:
+        ratio = mean / dispersion
+        total, slope = torch.zeros_like(mean), torch.zeros_like(mean) if ctx.needs_input_grad[0] else None
+        for number, node in enumerate(_NODES):
+            t = math.exp(node)
+            share = -torch.expm1(-scale * t)[:, None]  # (B, 1)
+            weight = _STEP * math.exp(-t)
+            if number == 0:
+                # what lies below the first node falls by e per unit of u: a geometric series
+                weight /= -math.expm1(-_STEP)
+            reach = ratio * share
+            rest = torch.expm1(-dispersion * torch.log1p(reach))  # generating function - 1
+            total -= weight * rest
+            if slope is not None:
+                slope += weight * share * (1 + rest) / (1 + reach)
+        if slope is not None:
+            ctx.save_for_backward(slope)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None, None
