@@ -39,7 +39,14 @@ from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.data.spec import DataSpec
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.models.base import PerturbationModel, Prediction
-from perturbzoo.models.compositional import Adversary, CovariateVectors, DoseResponse, gradient_penalty, soft_cross_entropy
+from perturbzoo.models.compositional import (
+    Adversary,
+    CovariateVectors,
+    DoseResponse,
+    gradient_penalty,
+    linear_information,
+    soft_cross_entropy,
+)
 from perturbzoo.models.likelihood import ExpressionHead, Kind
 from perturbzoo.models.targets import TargetVectors, prepare_targets
 from perturbzoo.perturbation import KINDS, parse_condition
@@ -59,6 +66,7 @@ CHOICES: dict[str, tuple[Any, Any]] = {
     "adversary_weight": (10.0, 1.0),
     "penalty_weight": (1.0, 1.0),
     "confusion": ("marginal", "reversed"),
+    "independence_weight": (10.0, 0.0),
     "response_weight": (1.0, 0.0),
     "warmup": (0, 0),
     "lr": (1e-3, 5e-4),
@@ -146,6 +154,7 @@ class CPA(PerturbationModel):
         adversary_weight: float | None = None,
         penalty_weight: float | None = None,
         confusion: Literal["marginal", "reversed"] | None = None,
+        independence_weight: float | None = None,
         response_weight: float | None = None,
         warmup: int | None = None,
         lr: float | None = None,
@@ -314,6 +323,10 @@ class CPA(PerturbationModel):
         ramp = min(1.0, (self.current_epoch + 1) / (self.choices["warmup"] + 1))
         if log_variance is not None:
             terms["kl"] = ramp * self.hparams["kl_weight"] * kl
+        if self.choices["independence_weight"] > 0:
+            context = batch.table.context[batch.row[self._controls(batch)]]
+            group = torch.cat([batch.row, len(batch.table) + context])
+            terms["independence"] = ramp * self.choices["independence_weight"] * linear_information(basal, group)
         if self.choices["response_weight"] > 0:
             terms["response"] = self.choices["response_weight"] * self._response_loss(batch, basal, covariates, features, vectors)
         if self.adversary is not None:
