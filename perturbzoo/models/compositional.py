@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from perturbzoo.data.batch import PerturbationBatch
+from perturbzoo.data.spec import DataSpec
+from perturbzoo.perturbation import parse_condition
 
 _HIDDEN = 8  # units of a dose response 'mlp'
 
@@ -88,6 +93,7 @@ class CovariateVectors(nn.Module):
         self.columns = [column for column, levels in enumerate(trained) if len(levels) > 1]
         self.tables = nn.ModuleList(nn.Embedding(len(trained[column]), width) for column in self.columns)
         for number, (table, column) in enumerate(zip(self.tables, self.columns, strict=True)):
+            assert isinstance(table, nn.Embedding)
             nn.init.normal_(table.weight, std=0.1)
             self.register_buffer(f"trained_{number}", trained[column], persistent=False)
 
@@ -95,7 +101,7 @@ class CovariateVectors(nn.Module):
         """Shape ``(B, L)`` for levels ``(B, V)``."""
         total = torch.zeros(len(covariates), self.width, device=covariates.device)
         for number, column in enumerate(self.columns):
-            trained, weight = self.get_buffer(f"trained_{number}"), self.tables[number].weight
+            trained, weight = self.get_buffer(f"trained_{number}"), self.get_parameter(f"tables.{number}.weight")
             mean = trained.float() @ weight / trained.sum().clamp(min=1)
             known = torch.where(trained[:, None], weight, mean)
             # -1, an unknown level, picks the last row
@@ -123,7 +129,8 @@ class Adversary(nn.Module):
         self.columns = [column for column, size in enumerate(classes) if size > 1]
         self.classifiers = nn.ModuleList(
             nn.Sequential(
-                FCLayers(width, hidden, n_layers=2, n_hidden=hidden, dropout_rate=0.1, **norms), nn.Linear(hidden, classes[column])
+                FCLayers(width, hidden, n_layers=2, n_hidden=hidden, dropout_rate=0.1, **norms),
+                nn.Linear(hidden, classes[column]),
             )
             for column in self.columns
         )
@@ -190,3 +197,61 @@ def linear_information(basal: Tensor, group: Tensor) -> Tensor:
     # states may lie in a subspace: a thousandth of their variance in every direction
     ridge = 1e-3 * total.detach().diagonal().mean().clamp(min=1e-8) * torch.eye(len(total), device=basal.device)
     return 0.5 * (torch.logdet(total + ridge) - torch.logdet(within + ridge))
+
+
+def choose_controls(batch: PerturbationBatch, share: float) -> Tensor:
+    """Positions of some of the batch's controls, evenly spread, because cells may stand condition after condition."""
+    n = min(len(batch), max(1, round(share * len(batch))))
+    return torch.arange(n, device=batch.row.device) * len(batch) // n
+
+
+def with_controls(batch: PerturbationBatch, chosen: Tensor, matched: Tensor) -> PerturbationBatch:
+    """The batch's perturbed cells and its `chosen` controls as cells, of which the latter point to row C.
+
+    Parameters
+    ----------
+    batch, chosen
+        B cells of C pairs, and positions ``(n,)`` of controls.
+    matched
+        Shape ``(V,)``, bool: the covariates that a control shares with its cell; others are unknown.
+    """
+    return replace(
+        batch,
+        expression=torch.cat([batch.observed, batch.control[chosen]]),
+        row=torch.cat([batch.row, batch.row.new_full((len(chosen),), len(batch.table))]),
+        size_factor=torch.cat([batch.size_factor, batch.control_size_factor[chosen]]),
+        covariates=torch.cat([batch.covariates, torch.where(matched, batch.covariates[chosen], -1)]),
+    )
+
+
+def adversary_labels(cells: PerturbationBatch, n_targets: int, sizes: list[int]) -> list[Tensor]:
+    """What adversaries are to read: distributions over targets and control ``(B, T + 1)``, and over levels of covariates.
+
+    A combination is evenly shared among its targets, row C is control. Nothing is to be read where a covariate is unknown.
+    """
+    table = cells.table
+    act = (table.present & (table.dose > 0)).float()
+    classes = act.new_zeros(len(table) + 1, n_targets + 1)
+    classes[:-1].scatter_add_(1, table.targets.clamp(min=0), act / act.sum(dim=1, keepdim=True).clamp(min=1))
+    classes[:, -1] = 1 - classes.sum(dim=1)
+    levels = [
+        functional.one_hot(level.clamp(min=0), size) * (level >= 0)[:, None]
+        for level, size in zip(cells.covariates.unbind(dim=1), sizes, strict=True)
+    ]
+    return [classes[cells.row], *(level.float() for level in levels)]
+
+
+def median_dose(spec: DataSpec) -> float:
+    """Median of the training interventions' doses above 0; 1 where there are none."""
+    doses = [act.dose for text, _ in spec.training_pairs for act in parse_condition(text) if act.dose > 0]
+    return sorted(doses)[len(doses) // 2] if doses else 1.0
+
+
+def trained_levels(spec: DataSpec) -> list[Tensor]:
+    """For each covariate which of its levels training cells have, bool; all where controls are not matched on it."""
+    contexts = {spec.contexts[context] for _, context in spec.training_pairs}
+    trained = []
+    for name, levels in spec.covariates.items():
+        seen = {context[spec.match_on.index(name)] for context in contexts} if name in spec.match_on else set(levels)
+        trained.append(torch.tensor([level in seen for level in levels]))
+    return trained

@@ -114,6 +114,8 @@ def draw_cells(data: PerturbSeqDataModule, pairs: np.ndarray) -> tuple[Tensor, n
         return torch.empty(0), np.empty(0, dtype=np.int64)
     drawn = np.concatenate([generator.choice(pool, size, replace=False) for pool in pools])
     # all as cells of one pair, at which nobody looks: they come in order
-    sampler = EveryCellSampler(CellIndex([drawn], np.zeros(1, dtype=np.int64), index.controls_by_context), np.zeros(1, dtype=int))
+    sampler = EveryCellSampler(
+        CellIndex([drawn], np.zeros(1, dtype=np.int64), index.controls_by_context), np.zeros(1, dtype=int)
+    )
     expression = torch.cat([batch.observed.clone() for batch in data.loader(sampler)])
     return expression, np.repeat(np.arange(len(pools)), size)

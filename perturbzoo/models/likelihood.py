@@ -59,7 +59,9 @@ class ExpressionHead(nn.Module):
         super().__init__()
         self.kind = kind
         self.centre = nn.Linear(width, len(start))
-        self.log_dispersion = nn.Parameter(spread.clamp(min=_MIN_SCALE).log() if kind == "gaussian" else torch.zeros(len(start)))
+        self.log_dispersion = nn.Parameter(
+            spread.clamp(min=_MIN_SCALE).log() if kind == "gaussian" else torch.zeros(len(start))
+        )
         self.dropout = nn.Linear(width, len(start)) if kind == "zinb" else None
         # every cell starts at the mean cell
         nn.init.normal_(self.centre.weight, std=0.02)
@@ -186,6 +188,6 @@ class _ExpectedLog1p(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return gradient * slope, None, None
