@@ -343,8 +343,9 @@ class CPA(PerturbationModel):
             group = torch.cat([batch.row, len(batch.table) + batch.table.context[batch.row[chosen]]])
             terms["independence"] = ramp * self.choices["independence_weight"] * linear_information(basal, group)
         if self.choices["response_weight"] > 0:
-            state, untreated = (basal + covariates)[len(batch) :], features[len(batch) :]
-            response = self._response_loss(batch, chosen, state, untreated, vectors)
+            # every second control: the noise of a cell is in both terms of its change
+            state, untreated = (basal + covariates)[len(batch) :: 2], features[len(batch) :: 2]
+            response = self._response_loss(batch, chosen[::2], state, untreated, vectors)
             terms["response"] = self.choices["response_weight"] * response
         if self.adversary is not None:
             # the adversaries as they are: this term teaches the encoder only
