@@ -169,7 +169,7 @@ class _ExpectedLog1p(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, dispersion: Tensor, scale: Tensor) -> Tensor:
-        ratio = mean / dispersion
+        ratio, power = mean / dispersion, -dispersion
         total, slope = torch.zeros_like(mean), torch.zeros_like(mean) if ctx.needs_input_grad[0] else None
         for number, node in enumerate(_NODES):
             t = math.exp(node)
@@ -179,10 +179,10 @@ class _ExpectedLog1p(torch.autograd.Function):
                 # what lies below the first node falls by e per unit of u: a geometric series
                 weight /= -math.expm1(-_STEP)
             reach = ratio * share
-            rest = torch.expm1(-dispersion * torch.log1p(reach))  # generating function - 1
-            total -= weight * rest
+            rest = torch.log1p(reach).mul_(power).expm1_()  # generating function - 1; in place, the passes are what it costs
+            total.sub_(rest, alpha=weight)
             if slope is not None:
-                slope += weight * share * (1 + rest) / (1 + reach)
+                slope.addcmul_(rest.add_(1).div_(reach.add_(1)), share, value=weight)
         if slope is not None:
             ctx.save_for_backward(slope)
         return total
