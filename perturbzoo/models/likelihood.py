@@ -17,7 +17,8 @@ generating function of the NB,
     E[\log(1 + c n)] = \int_0^\infty \Big(1 - \big(1 + \tfrac{\mu}{\theta} (1 - e^{-ct})\big)^{-\theta}\Big) \frac{e^{-t}}{t}\, dt,
 
 times :math:`1 - \pi` with zero inflation. With :math:`t = e^u` the integrand is analytic around the real line and falls off at both
-ends, so that the trapezoidal rule converges exponentially: 15 nodes give it to about 1e-4 whatever :math:`\mu, \theta, c`.
+ends, so that the trapezoidal rule converges exponentially: 15 nodes give it to less than a thousandth
+up to normalised means of ten thousand.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import perturbzoo
 from perturbzoo.data.batch import PerturbationBatch, encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.errors import PerturbZooError
+from perturbzoo.models.compositional import adversary_labels, choose_controls, median_dose, trained_levels, with_controls
 from perturbzoo.models.cpa import CPA
 from perturbzoo.models.disentanglement import disentanglement
 from perturbzoo.perturbation import parse_condition
@@ -200,6 +201,22 @@ def module_of(model: CPA) -> PerturbSeqDataModule:
     return model.data
 
 
+def test_a_control_s_unmatched_covariate_is_unknown(adata: Any) -> None:
+    """Controls drawn from anywhere: their cell type is not their cell's, and no adversary is told so."""
+    model = fit(CPA(**SMALL), module(adata, covariates=["context"], match_on=[]), 0)
+    batch = first_batch(model.data)
+    chosen = choose_controls(batch, 0.5)
+    assert len(chosen) == len(chosen.unique()) == len(batch) // 2
+    cells = with_controls(batch, chosen, model.matched)
+    assert (cells.covariates[len(batch) :] == -1).all()
+    assert torch.equal(cells.counts[len(batch) :], batch.control_counts[chosen])
+    targets, levels = adversary_labels(cells, len(model.target_names), [2])
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(cells)))
+    assert (targets[len(batch) :, -1] == 1).all()
+    assert torch.equal(levels.sum(dim=1), (cells.covariates[:, 0] >= 0).float())
+    assert all(term.isfinite() for term in model.train().loss(batch).values())
+
+
 def test_rates_decay(data: PerturbSeqDataModule) -> None:
     model = fit(CPA(**SMALL, lr=1e-2, dose_lr=1e-3, lr_decay=0.5), data, 0)
     made = model.configure_optimizers()
@@ -208,6 +225,15 @@ def test_rates_decay(data: PerturbSeqDataModule) -> None:
     made["optimizer"].step()
     made["lr_scheduler"]["scheduler"].step()
     assert [group["lr"] for group in made["optimizer"].param_groups] == [rate / 2 for rate in rates]
+
+
+def test_units_and_levels_come_from_training_pairs(data: PerturbSeqDataModule) -> None:
+    spec = fit(CPA(**SMALL), data, 0).get_spec()
+    some = replace(spec, training_pairs=(("G0@10", 1), ("G1@1000+G2@0", 1), ("G1@100", 1)))
+    assert median_dose(some) == 100
+    assert median_dose(spec) == 1
+    assert [levels.tolist() for levels in trained_levels(some)] == [[False, True]]
+    assert [levels.tolist() for levels in trained_levels(replace(some, match_on=(), contexts=((), ())))] == [[True, True]]
 
 
 # ---------------------------------------------------------------------- what it learns
