@@ -250,9 +250,8 @@ class CPA(PerturbationModel):
         # a covariate that controls are not matched on is unknown for them
         matched = torch.tensor([name in spec.match_on for name in spec.covariates], dtype=torch.bool)
         self.register_buffer("matched", matched, persistent=False)
-        levels = [len(values) for values in spec.covariates.values()]
-        wanted = choices["adversary_weight"] > 0
-        self.adversary = Adversary(latent, [len(self.target_names) + 1, *levels], norms) if wanted else None
+        classes = [len(self.target_names) + 1, *map(len, spec.covariates.values())]
+        self.adversary = Adversary(latent, classes, norms) if choices["adversary_weight"] > 0 else None
 
     def parameter_axes(self) -> dict[str, tuple[str | None, ...]]:
         return {
@@ -299,8 +298,7 @@ class CPA(PerturbationModel):
         return basal + self.covariates(batch.covariates), self.condition_vectors(batch.table)[batch.row]
 
     def forward(self, batch: PerturbationBatch) -> Prediction:
-        state, change = self._states(batch)
-        size = batch.control_size_factor
+        (state, change), size = self._states(batch), batch.control_size_factor
         mean = self.head.expected(self.decode(state + change), size, batch.depth)
         if self.choices["residual"]:
             mean = batch.control + mean - self.head.expected(self.decode(state), size, batch.depth)
@@ -324,7 +322,7 @@ class CPA(PerturbationModel):
                 kl = 0.5 * (basal.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean()
                 basal = basal + torch.randn_like(basal) * (0.5 * log_variance).exp()
         terms: dict[str, Tensor] = {}
-        sizes = [len(values) for values in self.get_spec().covariates.values()]
+        sizes = list(map(len, self.get_spec().covariates.values()))
         labels = adversary_labels(cells, len(self.target_names), sizes) if self.adversary is not None else []
         if self.adversary is not None and (turn or not alternating):
             terms["adversary"] = soft_cross_entropy(self.adversary(basal.detach()), labels)
