@@ -167,7 +167,8 @@ class ZooCLI(LightningCLI):
         if self.header is not None:
             self.datamodule.use_spec(DataSpec.from_json(self.header["spec"]))
             # Lightning reads the checkpoint after setup, which would make graphs and embeddings anew, from files that may be gone
-            self.model.spec, self.model.prepared = DataSpec.from_json(self.header["spec"]), self.header["prepared"]
+            if self.header["class"] == type(self.model).__name__:
+                self.model.spec, self.model.prepared = DataSpec.from_json(self.header["spec"]), self.header["prepared"]
 
 
 def _check_yaml(arguments: ArgsType) -> None:

@@ -65,12 +65,12 @@ def run(folder: Path, root: Path, devices: int) -> dict[str, Any]:
     batches = Batches()
     seed_everything(0)
     fitted = trainer(callbacks=[batches])
-    model = GEARS(hidden=4, fallback_rate=0.5)
+    model = GEARS(hidden=4, unseen_rate=0.5)
     fitted.fit(model, data())
     trained = str(folder / "one/checkpoints/last.ckpt")
     validated, tested = trainer(), trainer()
-    validated.validate(GEARS(hidden=4, fallback_rate=0.5), data(), ckpt_path=trained, verbose=False)
-    tested.test(GEARS(hidden=4, fallback_rate=0.5), data(), ckpt_path=trained, verbose=False)
+    validated.validate(GEARS(hidden=4, unseen_rate=0.5), data(), ckpt_path=trained, verbose=False)
+    tested.test(GEARS(hidden=4, unseen_rate=0.5), data(), ckpt_path=trained, verbose=False)
     message = ""
     if devices > 1:
         try:

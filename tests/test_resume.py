@@ -39,9 +39,9 @@ fit({path!r}, {root!r}, callbacks=[Kill()])
 def fit(
     path: str, root: str, *, epochs: int = EPOCHS, callbacks: list[Callback] | None = None, ckpt_path: str | None = None
 ) -> Trainer:
-    """Train GEARS with a random fallback, which draws from torch's generator in every step as dropout does."""
+    """Train GEARS with targets hidden at random, which draws from torch's generator in every step as dropout does."""
     seed_everything(3)
-    model = GEARS(hidden=8, fallback_rate=0.5, lr=0.01, lr_decay=0.5)
+    model = GEARS(hidden=8, unseen_rate=0.5, lr=0.01, lr_decay=0.5)
     data = PerturbSeqDataModule(path, conditions_per_batch=1, cells_per_condition=10, seed=3, split={"method": "simulation"})
     trainer = Trainer(
         accelerator="cpu",

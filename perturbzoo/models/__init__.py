@@ -12,6 +12,7 @@ BASELINES = ("NoChange", "TrainingMean", "MatchingMean", "Additive", "Bilinear",
 MODELS: dict[str, str] = {
     **dict.fromkeys(BASELINES, "perturbzoo.models.baselines"),
     "GEARS": "perturbzoo.models.gears",
+    "CPA": "perturbzoo.models.cpa",
     "Transformer": "perturbzoo.models.transformer",
     "Ensemble": "perturbzoo.models.ensemble",
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from perturbzoo.plotting.calibration import plot_calibration, plot_error_ranks
+from perturbzoo.plotting.dose import dose_response
 from perturbzoo.plotting.effects import plot_delta_heatmap, plot_delta_scatter
 from perturbzoo.plotting.interaction import plot_interaction_scores
 from perturbzoo.plotting.scores import plot_score_bars
 from perturbzoo.plotting.training import plot_training_curves
 
 __all__ = [
+    "dose_response",
     "plot_calibration",
     "plot_delta_heatmap",
     "plot_delta_scatter",

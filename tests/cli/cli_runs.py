@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 SPLIT = {"method": "explicit", "test": ["G3+G4", "G4"], "val": ["G0+G1"]}
-MODEL = {"hidden": 4, "fallback_rate": 0.5, "lr": 0.01}
+MODEL = {"hidden": 4, "unseen_rate": 0.5, "lr": 0.01}
 
 
 def write_configs(folder: Path, screen: Path) -> list[str]:

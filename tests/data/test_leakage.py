@@ -139,7 +139,7 @@ def test_validation_and_test_batches_do_change(screens: tuple[str, ...]) -> None
         (
             "GEARS",
             {"hidden": 8, "paper": True, "coexpression": {"top_k": 5, "threshold": 0.05}},
-            {"/prepared/coexpression/edge_weight", "/weights/own_weight", "/weights/target_embedding.weight"},
+            {"/prepared/coexpression/edge_weight", "/weights/own_weight", "/weights/targets.learned.weight"},
         ),
     ],
 )
