@@ -13,6 +13,8 @@ MODELS: dict[str, str] = {
     **dict.fromkeys(BASELINES, "perturbzoo.models.baselines"),
     "GEARS": "perturbzoo.models.gears",
     "Ensemble": "perturbzoo.models.ensemble",
+    "CellOT": "perturbzoo.models.cellot",
+    "FlowMatching": "perturbzoo.models.flow_matching",
 }
 
 __all__ = ["BASELINES", "MODELS", "find_model"]  # and every name in MODELS, imported when first asked for
