@@ -74,7 +74,7 @@ def fit_latent(cells: sparse.csr_matrix, space: Space, components: int) -> dict[
     scale = max(float(np.sqrt(variance.mean())), 1e-8)
     # an axis on which nothing varies must not blow up what is divided by its spread
     fitted |= {"centre": centre, "scale": np.array(scale), "spread": np.maximum(np.sqrt(variance) / scale, 0.1)}
-    return {name: torch.as_tensor(value, dtype=torch.float32) for name, value in fitted.items()}
+    return {name: torch.from_numpy(np.asarray(value, dtype=np.float32).copy()) for name, value in fitted.items()}
 
 
 class LatentSpace(nn.Module):
