@@ -13,6 +13,7 @@ The ceiling is one half of the stimulated cells compared with the other. Every r
 samples of a half's size, and the mean over random halvings is shown. Models take the arguments of their file in configs/model.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -99,7 +100,10 @@ def scores(predicted: np.ndarray, observed: np.ndarray, space: LatentSpace, widt
     """The table's columns for cells x genes."""
     import torch
 
-    x, y = (space.encode(torch.as_tensor(cells, dtype=torch.float32)).numpy() * float(space.scale) for cells in (predicted, observed))
+    x, y = (
+        space.encode(torch.as_tensor(cells, dtype=torch.float32)).numpy() * float(space.scale)
+        for cells in (predicted, observed)
+    )
     distances = [energy_distance(x, y), mmd(x, y, width), sinkhorn_divergence(x, y, 0.1 * width**2)]
     return [*distances, *r_squared_of_moments(predicted, observed)]
 

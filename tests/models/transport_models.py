@@ -75,7 +75,7 @@ def fit(model: Any, data: PerturbSeqDataModule, epochs: int, folder: Path | None
     return model.eval()
 
 
-def moved(model: PerturbationModel, data: PerturbSeqDataModule, condition: str, cells: np.ndarray) -> np.ndarray:
+def moved(model: PerturbationModel, condition: str, cells: np.ndarray) -> np.ndarray:
     """The model's prediction for these control cells ``(n, G)``."""
     predicted = model.predict(screen({"control": cells}), [condition])
     return np.asarray(predicted.X)
