@@ -139,7 +139,7 @@ def sinkhorn_divergence(x: ArrayLike, y: ArrayLike, regularisation: float) -> fl
 
     def cost(a: Array, b: Array) -> float:
         distances = cdist(a, b, "sqeuclidean")
-        return float(ot.solve(distances, reg=regularisation, reg_type="KL", max_iter=2000, tol=1e-7).value)
+        return float(ot.solve(distances, reg=regularisation, reg_type="KL", max_iter=1000, tol=1e-5).value)
 
     return cost(x, y) - (cost(x, x) + cost(y, y)) / 2
 
