@@ -193,6 +193,11 @@ class TransportModel(PerturbationModel):
         for name in (name for name in positive if name in self.hparams):
             if self.hparams[name] < 1:
                 raise PerturbZooError(f"{name} is {self.hparams[name]}: give 1 or more")
+        for name in (name for name in ("floor", "average", "unseen_rate") if name in self.hparams):
+            if not 0 <= self.hparams[name] <= 1:
+                raise PerturbZooError(f"{name} is {self.hparams[name]}: give a share from 0 to 1")
+        if not (hidden := np.atleast_1d(self.hparams["hidden"])).size or hidden.min() < 1:
+            raise PerturbZooError(f"hidden is {self.hparams['hidden']}: give widths of 1 or more")
 
     # ------------------------------------------------------------------ building
 
@@ -299,15 +304,13 @@ class TransportModel(PerturbationModel):
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         assert self._moved is not None
-        if self._moved:
-            pair, predicted, observed = (torch.cat(parts).numpy() for parts in zip(*self._moved, strict=True))
-            distances = []
-            for rows in (np.flatnonzero(pair == one) for one in np.unique(pair)):
-                if len(rows) > 1:
-                    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_CELLS)).astype(int))]
-                    distances.append(energy_distance(predicted[rows], observed[rows]))
-            if distances:
-                value = torch.tensor(np.mean(distances), dtype=torch.float32, device=self.device)
-                # each rank has cells of its own: a mean over ranks, near enough for a curve
-                self.log("val/e_distance", value, batch_size=len(distances), sync_dist=True)
+        pair, predicted, observed = (torch.cat(parts).numpy() for parts in zip(*self._moved, strict=True))
+        distances = []
+        for rows in (np.flatnonzero(pair == one) for one in np.unique(pair)):
+            if len(rows) > 1:
+                rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_CELLS)).astype(int))]
+                distances.append(energy_distance(predicted[rows], observed[rows]))
+        value = torch.tensor(np.mean(distances) if distances else np.nan, dtype=torch.float32, device=self.device)
+        # each rank has cells of its own: a mean over ranks, near enough for a curve
+        self.log("val/e_distance", value, batch_size=max(len(distances), 1), sync_dist=True)
         self._moved = None
