@@ -23,7 +23,7 @@ def test_an_unseen_condition_between_two_seen_ones_interpolates(kind: Any, argum
     control = gaussian([3, 3], 0.2 * I2, 512, 0)
     cells = {"control": control, "A": gaussian([3.5, 3], 0.2 * I2, 512, 1), "B": gaussian([4.5, 3], 0.2 * I2, 512, 2)}
     model = kind(**SPACE, **arguments, embedding=str(tmp_path / "vectors.csv"), unseen_rate=0.5)
-    fit(model, module(screen(cells), cells_per_condition=128), 30)
+    fit(model, module(screen(cells), cells_per_condition=128), 45)
     change = {name: (moved(model, name, control) - control).mean(axis=0) for name in "ABC"}
     assert change["A"][0] == pytest.approx(0.5, abs=0.1)
     assert change["B"][0] == pytest.approx(1.5, abs=0.1)
