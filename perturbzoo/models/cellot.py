@@ -179,7 +179,7 @@ class CellOT(TransportModel):
         width: int = 32,
         floor: float = 0.1,
         context: bool = True,
-        embedding: str | None = None,
+        embedding: dict[str, Any] | str | None = None,
         dimension: int = 20,
         perturbation_graph: list[dict[str, Any]] | None = None,
         unseen_rate: float = 0.25,

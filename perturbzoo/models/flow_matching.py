@@ -172,7 +172,7 @@ class FlowMatching(TransportModel):
         layers: int = 2,
         width: int = 32,
         context: bool = True,
-        embedding: str | None = None,
+        embedding: dict[str, Any] | str | None = None,
         dimension: int = 20,
         perturbation_graph: list[dict[str, Any]] | None = None,
         unseen_rate: float = 0.25,
