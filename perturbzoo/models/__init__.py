@@ -15,6 +15,8 @@ MODELS: dict[str, str] = {
     "CPA": "perturbzoo.models.cpa",
     "Transformer": "perturbzoo.models.transformer",
     "Ensemble": "perturbzoo.models.ensemble",
+    "CellOT": "perturbzoo.models.cellot",
+    "FlowMatching": "perturbzoo.models.flow_matching",
 }
 
 __all__ = ["BASELINES", "MODELS", "find_model"]  # and every name in MODELS, imported when first asked for

@@ -1,0 +1,40 @@
+"""What the models that move cells learn: nothing where there is nothing, and something between two conditions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transport_models import SPACE, fit, gaussian, module, moved, screen
+
+from perturbzoo.models import CellOT, FlowMatching
+
+pytestmark = pytest.mark.filterwarnings("ignore::perturbzoo.errors.PerturbZooWarning")
+
+I2 = np.eye(2)
+
+
+@pytest.mark.parametrize(("kind", "arguments"), [(CellOT, {}), (FlowMatching, {"hidden": 32, "lr": 3e-3})])
+def test_an_unseen_condition_between_two_seen_ones_interpolates(kind: Any, arguments: dict, tmp_path: Path) -> None:
+    """A and B move the first gene by 0.5 and 1.5 and the second not; C, never measured, has the vector halfway."""
+    (tmp_path / "vectors.csv").write_text("name,x,y\nA,1,0\nB,0,1\nC,0.5,0.5\n")
+    control = gaussian([3, 3], 0.2 * I2, 512, 0)
+    cells = {"control": control, "A": gaussian([3.5, 3], 0.2 * I2, 512, 1), "B": gaussian([4.5, 3], 0.2 * I2, 512, 2)}
+    model = kind(**SPACE, **arguments, embedding=str(tmp_path / "vectors.csv"), unseen_rate=0.5)
+    fit(model, module(screen(cells), cells_per_condition=128), 45)
+    change = {name: (moved(model, name, control) - control).mean(axis=0) for name in "ABC"}
+    assert change["A"][0] == pytest.approx(0.5, abs=0.1)
+    assert change["B"][0] == pytest.approx(1.5, abs=0.1)
+    assert change["C"][0] == pytest.approx(1.0, abs=0.2)
+    assert change["C"][1] == pytest.approx(0.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("kind", "arguments"), [(CellOT, {}), (FlowMatching, {"hidden": 32})])
+def test_cells_like_controls_stay_where_they_are(kind: Any, arguments: dict) -> None:
+    """Two samples of one distribution: the map stays near the identity, a few per cent of the cells' spread."""
+    cells = [gaussian([3, 3], 0.2 * I2, 1024, seed) for seed in (0, 1)]
+    model = fit(kind(**SPACE, **arguments), module(screen({"control": cells[0], "A": cells[1]})), 15)
+    movement = moved(model, "A", cells[0]) - cells[0]
+    assert np.sqrt((movement**2).mean() / 0.2) < 0.1
