@@ -89,8 +89,6 @@ class RegulatoryDynamics(nn.Module):
         Factor of the turnover of a clamped gene: how fast it gets to its level.
     learn_turnover
         Whether γ, β and δ are trained.
-    dtype
-        Of all parameters.
 
     Attributes
     ----------
@@ -106,7 +104,7 @@ class RegulatoryDynamics(nn.Module):
     Raises
     ------
     PerturbZooError
-        An option is outside its range, the network has edges of unknown sign, or shapes do not fit.
+        An option is outside its range, a sign is unknown, or shapes do not fit.
     """
 
     regulators: Tensor
@@ -143,8 +141,7 @@ class RegulatoryDynamics(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        n = len(network.genes)
-        unknown, most = network.edges[network.sign == 0], len(network.regulators)
+        n, most, unknown = len(network.genes), len(network.regulators), network.edges[network.sign == 0]
         for correct, complaint in (
             (kinetics in KINETICS, f"kinetics='{kinetics}' is not one of {', '.join(KINETICS)}"),
             (floor > 0, f"floor={floor} must be positive"),
@@ -332,6 +329,8 @@ class RegulatoryDynamics(nn.Module):
 
     def _drive(self, level: Tensor) -> Tensor:
         """Sum over regulators of W φ: ``(..., G)`` -> ``(..., G)``."""
+        if not len(self.source):
+            return torch.zeros_like(level)
         signal = self._signal(level)
         if self.rank is not None:
             return ((signal @ self.right.T) * self.scale) @ self.left.T
@@ -355,7 +354,7 @@ class RegulatoryDynamics(nn.Module):
 
     def _regulation(self, level: Tensor, bias: Tensor) -> Tensor:
         """f, between 0 and 1: ``(..., G)`` -> ``(..., G)``."""
-        if self.kinetics != "multiplicative":
+        if self.kinetics != "multiplicative" or not len(self.source):
             return torch.sigmoid(bias + self._drive(level))
         bound = self._signal(level).reshape(-1, len(self.regulators)).T.index_select(0, self.source)  # (E, rows)
         weight = self.weight[:, None]
@@ -366,12 +365,8 @@ class RegulatoryDynamics(nn.Module):
 class BoundDynamics:
     """Dynamics with the interventions and contexts of their rows: a system for :mod:`perturbzoo.grn.solvers`.
 
-    Attributes
-    ----------
-    labels, entries
-        Names of the rows (conditions) and of the entries of the state (genes), for messages.
-    knots, ramp
-        When interventions set in or cease, and how fast.
+    `labels` and `entries` name the rows (conditions) and the entries of the state (genes) in messages; `knots` and `ramp`
+    say when interventions set in or cease, and how fast.
     """
 
     def __init__(self, dynamics: RegulatoryDynamics, acts: Interventions | None, context: Tensor | None) -> None:

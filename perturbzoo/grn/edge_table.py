@@ -35,10 +35,9 @@ def checked_edges(table: pd.DataFrame) -> pd.DataFrame:
                 f"network: {name} of {_named(edges[wrong])} is {edges[name][wrong].iloc[0]!r}, no finite number"
             )
         edges[name] = numbers.astype(float)
+    edges["sign"] = np.sign(edges["sign"].fillna(edges["weight"]).fillna(0.0))
     edges["weight"] = edges["weight"].fillna(1.0)
     edges["probability"] = edges["probability"].fillna(1.0)
-    has_sign = edges["sign"].notna()
-    edges["sign"] = np.sign(edges["sign"].where(has_sign, edges["weight"]))
     for wrong, complaint in (
         (edges["weight"] == 0, "weight 0 is no edge: leave the row out"),
         (~edges["probability"].between(0, 1), "probability must lie in [0, 1]"),

@@ -22,7 +22,7 @@ Dose 1 of a clamp is the gene's reference level, of an overexpression the source
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -217,8 +217,7 @@ class Interventions:
     def select(self, row: Tensor) -> Interventions:
         """Return the acts of the given rows, int64; from conditions to the cells that are under them."""
         names = tuple(self.labels[number] for number in row.tolist()) if self.labels else ()
-        columns = (self.targets, self.kind, self.dose, self.onset, self.offset, self.efficacy)
-        return Interventions(*(values[row] for values in columns), ramp=self.ramp, labels=names)
+        return replace(self._mapped(lambda values: values[row]), labels=names)
 
     def restrict(self, share: Tensor) -> Interventions:
         """Apply the acts to a subset of the rows only.
@@ -233,9 +232,19 @@ class Interventions:
         return replace(self, efficacy=self.efficacy * (factor[..., None] if factor.ndim < self.efficacy.ndim else factor))
 
     def to(self, device: torch.device | str) -> Interventions:
-        columns = (self.targets, self.kind, self.dose, self.onset, self.offset, self.efficacy)
         ramp = self.ramp.to(device) if isinstance(self.ramp, Tensor) else self.ramp
-        return Interventions(*(values.to(device) for values in columns), ramp=ramp, labels=self.labels)
+        return replace(self._mapped(lambda values: values.to(device)), ramp=ramp)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Interventions:
+        return replace(
+            self,
+            targets=change(self.targets),
+            kind=change(self.kind),
+            dose=change(self.dose),
+            onset=change(self.onset),
+            offset=change(self.offset),
+            efficacy=change(self.efficacy),
+        )
 
     def knots(self) -> list[float]:
         """Moments at which an act sets in or ceases, sorted, without infinities."""

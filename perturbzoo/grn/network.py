@@ -70,7 +70,7 @@ class GeneRegulatoryNetwork:
         shape = self.regulator.shape
         in_range = all(((ends >= 0) & (ends < len(names))).all() for ends in (self.regulator, self.target))
         for holds, complaint in (
-            (names.is_unique, f"{names.duplicated().sum()} genes are named twice: {shortened(names[names.duplicated()])}"),
+            (names.is_unique, f"{names.duplicated().sum()} genes named twice: {shortened(names[names.duplicated()])}"),
             (all(getattr(self, field).shape == shape for field in dtypes), "its arrays differ in length"),
             (in_range, f"an edge points outside its {len(names)} genes"),
             (np.isfinite(self.weight).all() and (self.weight != 0).all(), "weights must be finite and not 0"),
@@ -115,8 +115,8 @@ class GeneRegulatoryNetwork:
         Parameters
         ----------
         table
-            Columns `regulator` and `target`; optionally `weight` (1 where missing), `sign` (1, -1, 0 for unknown; without
-            the column, the weight's own sign) and `probability` (1 where missing).
+            Columns `regulator` and `target`; optionally `weight` (1 where missing), `sign` (1, -1, 0 for unknown; where
+            missing, the weight's own, and unknown without a weight) and `probability` (1 where missing).
         genes
             The genes of the data, in order; None: the genes that the table names, sorted.
         outside
@@ -137,6 +137,8 @@ class GeneRegulatoryNetwork:
             finite, or outside its range; a weight is 0 and no sign says what that means.
         """
         edges = checked_edges(table)
+        if genes is not None and not (given := pd.Index(list(map(str, genes)))).is_unique:
+            raise PerturbZooError(f"network: genes named twice: {shortened(given[given.duplicated()].unique())}")
         names = pd.Index(sorted({*edges["regulator"], *edges["target"]}) if genes is None else list(map(str, genes)))
         missing = sorted({*edges["regulator"], *edges["target"]}.difference(names))
         if missing and outside == "error":
@@ -333,7 +335,8 @@ class GeneRegulatoryNetwork:
             raise PerturbZooError("network: the PyG data do not name their nodes; pass genes=[...], in the order of the nodes")
         regulator, target = data.edge_index.cpu().numpy()
         weight = np.ones(len(target)) if data.get("edge_weight") is None else data.edge_weight.double().cpu().numpy()
-        sign = np.sign(weight) if data.get("sign") is None else data.sign.cpu().numpy()
+        own = np.sign(weight) if data.get("edge_weight") is not None else np.zeros(len(weight))
+        sign = own if data.get("sign") is None else data.sign.cpu().numpy()
         sure = np.ones(len(weight)) if data.get("probability") is None else data.probability.double().cpu().numpy()
         return cls(tuple(names), regulator, target, weight, sign, sure)
 

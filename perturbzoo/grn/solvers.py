@@ -1,7 +1,7 @@
 r"""Integration in time, and steady states, of systems of production and decay.
 
 A system is a callable ``rates(time, state) -> (production, decay)`` for :math:`\dot x = P(t, x) - D(t)\,x` with
-:math:`P, D \ge 0` of the state's shape ``(..., S)``. Knows nothing of genes beyond the names that a system may carry for
+:math:`P \ge 0`, :math:`D > 0` of the state's shape ``(..., S)``. Knows nothing of genes beyond the names that a system may carry for
 messages (attributes `entries`, S names, and `labels`, names of the rows).
 
 The default step is the exponential Runge-Kutta scheme of second order (Cox and Matthews 2002, J. Comput. Phys. 176:430,
@@ -9,11 +9,12 @@ ETD2RK). With :math:`z = D h`:
 
 .. math::
 
-    a &= e^{-z} x_n + h\,\varphi_1(z)\,P(x_n), \qquad \varphi_1(z) = (1 - e^{-z}) / z \\
-    x_{n+1} &= a + h\,\varphi_2(z)\,(P(a) - P(x_n)), \qquad \varphi_2(z) = (z - 1 + e^{-z}) / z^2
+    a &= e^{-z} x_n + (1 - e^{-z})\, P(x_n) / D \\
+    x_{n+1} &= a + z\,\varphi_2(z)\,(P(a) - P(x_n)) / D, \qquad \varphi_2(z) = (z - 1 + e^{-z}) / z^2
 
-The weight of :math:`P(x_n)` is :math:`h(\varphi_1 - \varphi_2) \ge 0` and that of :math:`P(a)` is :math:`h\varphi_2 > 0`: a
-state that starts positive stays so at any step, decay is exact, and a stiff decay needs no small steps.
+so that :math:`x_{n+1}` is a weighted mean of :math:`x_n`, :math:`P(x_n) / D` and :math:`P(a) / D` with weights
+:math:`e^{-z},\ 1 - e^{-z} - z\varphi_2 \ge 0` and :math:`z\varphi_2 > 0`: at any step a state that starts positive stays so,
+and one that starts within its bounds too. Decay is exact, and a stiff decay needs no small steps.
 """
 
 from __future__ import annotations
@@ -61,13 +62,14 @@ def exponential_euler_step(rates: Rates, time: Tensor, state: Tensor, step: Tens
 
 
 def exponential_step(rates: Rates, time: Tensor, state: Tensor, step: Tensor | float) -> Tensor:
-    """One step of second order, two evaluations; decay is taken at the middle of the step."""
+    """One step of second order, two evaluations; z is the integral of the decay over the step, by the trapezoid rule."""
     production, decay = rates(time, state)
     _, decay_after = rates(time + step, state) if getattr(rates, "decay_varies", True) else (None, decay)
     z = 0.5 * (decay + decay_after) * step
-    first = torch.exp(-z) * state + step * phi_1(z) * production
+    level = production / decay  # where the entry is drawn to now
+    first = torch.lerp(level, state, torch.exp(-z))
     later, _ = rates(time + step, first)
-    return first + step * phi_2(z) * (later - production)
+    return first + z * phi_2(z) * (later / decay_after - level)
 
 
 def integrate(
@@ -278,7 +280,10 @@ def steady_state(
     anchor = solved.detach().requires_grad_()
     again = mapped(anchor)
 
-    def adjoint(upstream: Tensor) -> Tensor:
+    def adjoint(upstream: Tensor | None) -> Tensor | None:
+        if upstream is None:
+            return None
+
         def pulled(vector: Tensor) -> Tensor:
             return upstream + torch.autograd.grad(again, anchor, vector, retain_graph=True)[0]
 
