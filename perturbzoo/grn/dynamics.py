@@ -263,7 +263,7 @@ class RegulatoryDynamics(nn.Module):
     def terms(
         self, time: Tensor, state: Tensor, acts: Interventions | None = None, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Production and decay rate of every entry of the state.
+        """Production and decay rate of each entry of the state.
 
         Parameters
         ----------
@@ -306,6 +306,8 @@ class RegulatoryDynamics(nn.Module):
         if self.protein:
             turnover = softplus(self.raw_protein_decay)
             productions, decays = [*productions, turnover * mature], [*decays, turnover.expand_as(mature)]
+        if len(self.layers) == 1:
+            return made, decay
         return torch.cat(productions, dim=-1), torch.cat(decays, dim=-1)
 
     def forward(self, time: Tensor, state: Tensor, acts: Interventions | None = None, context: Tensor | None = None) -> Tensor:
@@ -339,11 +341,10 @@ class RegulatoryDynamics(nn.Module):
             return signal @ among.index_put((self.target, self.source), self.weight).T
         flat = signal.reshape(-1, len(self.regulators))
         if not (torch.is_grad_enabled() and (signal.requires_grad or self.weight.requires_grad)):
-            size = (len(self.genes), len(self.regulators))
-            sparse = torch.sparse_csr_tensor(
-                self.row_start, self.source, self.weight.detach(), size=size, check_invariants=False
-            )
-            return (sparse @ flat.T).T.reshape(level.shape)
+            size = len(self.genes), len(self.regulators)
+            sparse = torch.sparse_csr_tensor(self.row_start, self.source, self.weight.detach(), size, check_invariants=False)
+            # contiguous again: everything after it would be slower on a transposed one than this copy is
+            return (sparse @ flat.T).T.contiguous().reshape(level.shape)
         # genes in rows: an edge then gathers and adds contiguous memory
         each = flat.T.index_select(0, self.source) * self.weight[:, None]  # (E, rows)
         return self._gathered(each).reshape(level.shape)
