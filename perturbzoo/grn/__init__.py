@@ -6,7 +6,8 @@ from perturbzoo.grn.dynamics import BoundDynamics, RegulatoryDynamics
 from perturbzoo.grn.interventions import Interventions
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.grn.scoring import NetworkScore, compare_networks, score_network
-from perturbzoo.grn.solvers import integrate, steady_state
+from perturbzoo.grn.solvers import integrate
+from perturbzoo.grn.steady import steady_state
 
 __all__ = [
     "BoundDynamics",

@@ -1,4 +1,4 @@
-r"""Integration in time, and steady states, of systems of production and decay.
+r"""Integration in time of systems of production and decay.
 
 A system is a callable ``rates(time, state) -> (production, decay)`` for :math:`\dot x = P(t, x) - D(t)\,x` with
 :math:`P \ge 0`, :math:`D > 0` of the state's shape ``(..., S)``. Knows nothing of genes beyond the names that a system may carry for
@@ -33,8 +33,6 @@ from perturbzoo.errors import PerturbZooError, near_matches
 Rates = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Method = Literal["exponential", "exponential_euler", "rk4", "dopri5", "scipy_solver"]
 METHODS = ("exponential", "exponential_euler", "rk4", "dopri5", "scipy_solver")
-
-HISTORY = 5  # residuals that Anderson's mixing combines
 
 
 def phi_1(z: Tensor) -> Tensor:
@@ -129,7 +127,7 @@ def integrate(
     points = torch.as_tensor(times, dtype=initial.dtype, device=initial.device)
     if points.ndim != 1 or len(points) < 1 or not bool(torch.isfinite(points).all()) or not bool((points.diff() > 0).all()):
         raise PerturbZooError(f"times must be finite and increase, at least one of them: {points.tolist()[:5]}")
-    _require_finite(rates, initial[None], points[:1], "the initial state", "give finite levels of at least 0")
+    require_finite(rates, initial[None], points[:1], "the initial state", "give finite levels of at least 0")
     if len(points) == 1:
         return initial[None]
     if step is None:
@@ -147,7 +145,7 @@ def integrate(
     else:
         states = _torchdiffeq(rates, initial, points, grid, method, rtol, atol, scipy_method)
     smaller = f"halve the step ({step:g})" if method in ("rk4", "exponential", "exponential_euler") else "tighten rtol and atol"
-    _require_finite(
+    require_finite(
         rates, states, points, f"method '{method}'", f"{smaller}, use method='exponential', or look for NaN parameters"
     )
     return states
@@ -211,7 +209,7 @@ def _torchdiffeq(
     except (AssertionError, RuntimeError, ValueError) as error:
         with torch.no_grad():
             production, decay = rates(points[0], initial)
-        where = _where(rates, (production - decay * initial).abs() * decay)
+        where = named_entry(rates, (production - decay * initial).abs() * decay)
         raise PerturbZooError(
             f"method '{method}' failed ({str(error).strip().splitlines()[0] if str(error) else type(error).__name__}); the "
             f"stiffest at the start is {where}: use method='exponential', or loosen rtol ({rtol:g}) and atol ({atol:g})"
@@ -219,145 +217,17 @@ def _torchdiffeq(
     return states[wanted]
 
 
-def steady_state(
-    rates: Rates,
-    initial: Tensor,
-    *,
-    time: float = math.inf,
-    tolerance: float | None = None,
-    flow_steps: int = 20,
-    max_steps: int = 2000,
-) -> Tensor:
-    r"""Solve :math:`x^* = F(x^*)`, :math:`F = P / D`, with gradients by the implicit function theorem.
-
-    The system first follows its flow for a few exponential steps of one lifetime, so that the basin is that of `initial`;
-    then Anderson's mixing (Walker and Ni 2011, SIAM J. Numer. Anal. 49:1715) finishes, each row on its own, and a damped
-    iteration takes over where that does not get anywhere. The backward pass solves
-    :math:`\lambda = v + J_F^\top \lambda` in the same way and costs no memory for the iterations. Gradients go to whatever
-    `rates` depends on, not to `initial`, and once only (no double backward).
-
-    Parameters
-    ----------
-    rates, initial
-        The system, and where to start, shape ``(..., S)``, >= 0.
-    time
-        When; infinity is the far future: acts that end are over, those that last are on.
-    tolerance
-        Of ``|F(x) - x|`` relative to ``|x|`` plus the row's mean. None: 1e-5 for float32, 1e-10 for float64.
-    flow_steps, max_steps
-        Steps along the flow, and of the damped iteration, before it is given up.
-
-    Raises
-    ------
-    PerturbZooError
-        No steady state was reached: says in which row, of which entry, and what to do. Oscillating systems have none that
-        is stable.
-    """
-    moment = torch.as_tensor(time, dtype=initial.dtype, device=initial.device)
-    precision = tolerance or (1e-5 if initial.dtype == torch.float32 else 1e-10)
-    _require_finite(rates, initial[None], moment[None], "the initial state", "give finite levels of at least 0")
-
-    def mapped(state: Tensor) -> Tensor:
-        production, decay = rates(moment, state)
-        return production / decay
-
-    with torch.no_grad():
-        state = initial.clamp(min=0)
-        for _ in range(flow_steps):
-            state = torch.lerp(state, mapped(state), 1 - math.exp(-1.0))
-        solved, error = _fixed_point(mapped, state, precision, max_steps, positive=True)
-    if not bool((error <= 1).all()):
-        worst = torch.nan_to_num(error, nan=math.inf)
-        raise PerturbZooError(
-            f"no steady state after {max_steps} steps, worst in {_where(rates, worst)} (residual {float(worst.max()):.2g} times "
-            "the tolerance): it may oscillate or switch; integrate in time instead, weaken its feedback, or raise max_steps"
-        )
-    if not torch.is_grad_enabled():
-        return solved
-    result = mapped(solved)
-    if not result.requires_grad:
-        return solved
-    anchor = solved.detach().requires_grad_()
-    again = mapped(anchor)
-
-    def adjoint(upstream: Tensor | None) -> Tensor | None:
-        if upstream is None:
-            return None
-
-        def pulled(vector: Tensor) -> Tensor:
-            return upstream + torch.autograd.grad(again, anchor, vector, retain_graph=True)[0]
-
-        answer, gap = _fixed_point(pulled, upstream, precision, max_steps, positive=False)
-        if not bool((gap <= 1).all()):
-            raise PerturbZooError(
-                f"the gradient of the steady state cannot be solved in {_where(rates, gap)}: the state is at the edge of "
-                "stability, where a small change moves it far; weaken the feedback, or differentiate an integration instead"
-            )
-        return answer
-
-    if again.requires_grad:
-        result.register_hook(adjoint)
-    # the value is the solution itself; one more application of F only carries the gradient
-    return result + (solved - result).detach()
-
-
-def _fixed_point(
-    mapped: Callable[[Tensor], Tensor], start: Tensor, precision: float, max_steps: int, *, positive: bool
-) -> tuple[Tensor, Tensor]:
-    """Iterate until ``|F(x) - x|`` is within the precision; return x, and the residual in units of the precision."""
-
-    def residual(state: Tensor, image: Tensor) -> Tensor:
-        size = state.abs()
-        return (image - state).abs() / (precision * (size + size.mean(-1, keepdim=True)) + 1e-30)
-
-    state, image = start, mapped(start)
-    best, best_error = state, residual(state, image)
-    states: list[Tensor] = []
-    steps: list[Tensor] = []
-    for number in range(max_steps):
-        error = residual(state, image)
-        better = error.amax(-1, keepdim=True) <= best_error.amax(-1, keepdim=True)
-        best, best_error = torch.where(better, state, best), torch.where(better, error, best_error)
-        if bool((best_error <= 1).all()):
-            break
-        if number < 200:
-            states, steps = [*states[-HISTORY:], state], [*steps[-HISTORY:], image - state]
-            state = _anderson(states, steps)
-        else:
-            # slower and slower: what oscillates in large steps may rest in small ones
-            state = torch.lerp(
-                best if number == 200 else state, mapped(best) if number == 200 else image, 0.5 if number < 600 else 0.1
-            )
-        state = state.clamp(min=0) if positive else state
-        image = mapped(state)
-    return best, best_error
-
-
-def _anderson(states: list[Tensor], steps: list[Tensor]) -> Tensor:
-    """Combine the last states so that the combined residual is least, each row on its own; mix half of it in."""
-    latest = torch.lerp(states[-1], states[-1] + steps[-1], 0.5)
-    if len(states) < 2:
-        return latest
-    d_step = torch.stack([after - before for before, after in itertools.pairwise(steps)], dim=-1)  # (..., S, m)
-    d_state = torch.stack([after - before for before, after in itertools.pairwise(states)], dim=-1)
-    gram = d_step.mT @ d_step
-    # a little ridge: differences of a converged row are rounding errors
-    ridge = 1e-10 * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-30
-    gram = gram + ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    weights = torch.linalg.solve(gram, d_step.mT @ steps[-1][..., None])  # (..., m, 1)
-    return latest - ((d_state + 0.5 * d_step) @ weights)[..., 0]
-
-
-def _require_finite(rates: Rates, states: Tensor, times: Tensor, what: str, help_: str) -> None:
+def require_finite(rates: Rates, states: Tensor, times: Tensor, what: str, help_: str) -> None:
+    """Raise where a state, ``(T, ..., S)``, is NaN or infinite, naming the first time and where."""
     finite = torch.isfinite(states)
     if bool(finite.all()):
         return
     moment = int((~finite).flatten(1).any(1).nonzero()[0])
-    where = _where(rates, (~finite[moment]).to(torch.float32))
+    where = named_entry(rates, (~finite[moment]).to(torch.float32))
     raise PerturbZooError(f"{what}: not finite at time {float(times[moment]):g} in {where}; {help_}")
 
 
-def _where(rates: Rates, size: Tensor) -> str:
+def named_entry(rates: Rates, size: Tensor) -> str:
     """Name the row and entry of the largest value of `size`, shape ``(..., S)``."""
     flat = int(torch.nan_to_num(size, nan=math.inf).flatten().argmax())
     row, entry = divmod(flat, size.shape[-1])

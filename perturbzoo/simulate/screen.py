@@ -6,9 +6,10 @@ whose answer is a formula see :mod:`perturbzoo.simulate.linear`. Knows no model 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,8 @@ from perturbzoo.errors import PerturbZooError
 from perturbzoo.grn import GeneRegulatoryNetwork, Interventions, RegulatoryDynamics, integrate
 from perturbzoo.perturbation import Condition, Intervention, parse_condition
 from perturbzoo.simulate.random_network import random_network
+
+Result = TypeVar("Result")
 
 CHUNK_VALUES = 1 << 17  # entries of the state that move together: few enough to stay in the processor's cache
 
@@ -161,15 +164,19 @@ def simulate_screen(
     library = np.exp(depth_spread * cell_rng.normal(0, 1, len(condition)))
 
     grid = _grid(harvests, step)
-    blocks = []
-    rows_at_once = max(1, CHUNK_VALUES // len(genes))
-    generator = torch.Generator().manual_seed(int(cell_rng.integers(2**62)))
-    for start in range(0, len(condition), rows_at_once):
-        rows = slice(start, start + rows_at_once)
+    starts = range(0, len(condition), max(1, CHUNK_VALUES // len(genes)))
+    # a generator for each chunk: the result does not depend on how many threads there are
+    seeds = np.random.SeedSequence([seed, 1]).spawn(len(starts))
+
+    def chunk(number: int) -> sparse.csr_matrix:
+        rows = slice(starts[number], starts[number] + starts.step)
+        rng = np.random.default_rng(seeds[number])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         cells = acts.select(torch.from_numpy(condition[rows])).restrict(torch.from_numpy(cut[rows]))
         level = _langevin(dynamics, cells, torch.from_numpy(context[rows]), grid, harvest[rows], noise, generator)
-        blocks.append(_counts(level, depth * library[rows], dispersion, dropout, dropout_slope, cell_rng))
+        return _counts(level, depth * library[rows], dispersion, dropout, dropout_slope, rng)
 
+    blocks = _in_threads(chunk, len(starts))
     names = [str(condition) for condition in wanted]
     cell_types = [f"type{number + 1}" for number in range(contexts)]
     obs = pd.DataFrame(
@@ -285,14 +292,28 @@ def _counts(
 
 def _true_levels(dynamics: RegulatoryDynamics, acts: Interventions, contexts: int, time: float, step: float) -> np.ndarray:
     """Levels without noise at the last time, ``(K, C, G)``."""
-    found = np.empty((contexts, len(acts), len(dynamics.genes)), dtype=np.float32)
-    rows_at_once = max(1, CHUNK_VALUES // len(dynamics.genes))
-    with torch.no_grad():
-        for number in range(contexts):
-            for start in range(0, len(acts), rows_at_once):
-                rows = torch.arange(start, min(start + rows_at_once, len(acts)))
-                context = torch.full((len(rows),), number)
-                rates = dynamics.bind(acts.select(rows), context)
-                states = integrate(rates, dynamics.control_state[context], [0.0, time], step=step)
-                found[number, rows] = states[-1].numpy()
-    return found
+    starts = range(0, len(acts), max(1, CHUNK_VALUES // len(dynamics.genes)))
+
+    def chunk(number: int) -> np.ndarray:
+        kind, part = divmod(number, len(starts))
+        rows = torch.arange(starts[part], min(starts[part] + starts.step, len(acts)))
+        context = torch.full((len(rows),), kind)
+        with torch.no_grad():
+            rates = dynamics.bind(acts.select(rows), context)
+            return integrate(rates, dynamics.control_state[context], [0.0, time], step=step)[-1].numpy()
+
+    levels = np.concatenate(_in_threads(chunk, contexts * len(starts)))
+    return levels.reshape(contexts, len(acts), -1)
+
+
+def _in_threads(work: Callable[[int], Result], count: int) -> list[Result]:
+    """Run ``work(0) ... work(count - 1)`` beside each other, in as many threads as torch has, each of which uses one core.
+
+    Chunks are too small to share the arithmetic of one among cores: the cores would wait for each other at every operation.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(min(threads, count), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, range(count)))
+    finally:
+        torch.set_num_threads(threads)

@@ -10,8 +10,9 @@ import torch
 from scipy.linalg import expm
 
 from perturbzoo.errors import PerturbZooError
-from perturbzoo.grn.solvers import exponential_step, integrate, phi_1, phi_2, steady_state
+from perturbzoo.grn.solvers import exponential_step, integrate, phi_1, phi_2
 from perturbzoo.grn.stability import leading_eigenvalue, require_stable
+from perturbzoo.grn.steady import steady_state
 
 # production W x + b, decay d: x' = (W - diag(d)) x + b; stable, with a feedback loop through all three
 W = torch.tensor([[0.0, 0.4, 0.0], [0.0, 0.0, 0.7], [0.5, 0.2, 0.0]], dtype=torch.float64)
@@ -188,7 +189,7 @@ broken.entries, broken.labels = ("A", "B", "C"), ("control", "B:clamp")  # type:
     [
         (
             lambda: steady_state(ring, torch.tensor([[1.0, 1.2, 0.8]] * 2), max_steps=300),
-            "(lacI|tetR|cI) of condition 'control|'tetR",
+            "unstable dynamics: around the steady state (lacI|tetR|cI) of condition '(control|tetR:knockout)' moves away",
         ),
         (
             lambda: integrate(broken, X0, [0.0, 0.5, 1.5, 2.0]),
