@@ -161,7 +161,7 @@ def _growth(rates: Rates, moment: Tensor, state: Tensor) -> tuple[Tensor, Tensor
     small = 3e-3 if state.dtype == torch.float32 else 1e-6
     production, decay = rates(moment, state)
     growth, direction = torch.zeros_like(state[..., :1]), start
-    for length, count in ((0.25, 40), (0.04, 250)):
+    for length, count in ((0.25, 120), (0.04, 400)):
         gain = -torch.expm1(-decay * length / decay.median())
         rest = torch.lerp(state, production / decay, gain)
         size = (state + state.mean(-1, keepdim=True)).clamp(min=torch.finfo(state.dtype).tiny)

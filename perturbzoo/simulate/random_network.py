@@ -50,7 +50,8 @@ def random_network(
     repressing
         Share of repressing edges.
     strength
-        Range from which the magnitudes of the weights are drawn uniformly.
+        Range from which the magnitudes of the weights are drawn uniformly. The default is for Hill kinetics; with additive or
+        multiplicative ones so strong a feedback oscillates or switches: a third of it does not.
     motifs
         Name of a motif (:data:`MOTIFS`) -> how many; each on regulators of its own, before the other edges.
     seed

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData, read_h5ad
 
 from perturbzoo.errors import PerturbZooError
@@ -157,6 +158,21 @@ def test_seeds():
     assert (one.X != same.X).nnz == 0
     pd.testing.assert_frame_equal(one.obs, same.obs)
     assert (one.X != other.X).nnz > 0
+
+
+def test_threads_do_not_change_the_screen():
+    """20 genes and 7,000 cells make two chunks."""
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(simulate_screen(n_genes=20, conditions=["GENE0001"], n_control=7000, times=(1.0,)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert (found[0].X != found[1].X).nnz == 0
+    np.testing.assert_array_equal(found[0].uns["truth"]["level"], found[1].uns["truth"]["level"])
 
 
 def test_random_networks():
