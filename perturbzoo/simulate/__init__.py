@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from perturbzoo.simulate.linear import simulate_linear, truth_frame, write_go_table
-from perturbzoo.simulate.random_network import random_network
-from perturbzoo.simulate.screen import simulate_screen
+import importlib
+from typing import Any
 
-__all__ = ["random_network", "simulate_linear", "simulate_screen", "truth_frame", "write_go_table"]
+from perturbzoo.simulate.linear import simulate_linear, truth_frame, write_go_table
+
+# loaded when asked for: they need torch, for which `perturbzoo simulate --help` has no time
+_LOCATIONS = {"random_network": "perturbzoo.simulate.networks", "simulate_screen": "perturbzoo.simulate.screen"}
+
+__all__ = ["random_network", "simulate_linear", "simulate_screen", "truth_frame", "write_go_table"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOCATIONS:
+        raise AttributeError(f"module 'perturbzoo.simulate' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LOCATIONS[name]), name)

@@ -21,7 +21,7 @@ from torch import Tensor
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.grn import GeneRegulatoryNetwork, Interventions, RegulatoryDynamics, integrate
 from perturbzoo.perturbation import Condition, Intervention, parse_condition
-from perturbzoo.simulate.random_network import random_network
+from perturbzoo.simulate.networks import random_network
 
 Result = TypeVar("Result")
 
@@ -70,7 +70,7 @@ def simulate_screen(
     Parameters
     ----------
     network
-        The truth; all signs known. None: :func:`perturbzoo.simulate.random_network.random_network` with `n_genes`,
+        The truth; all signs known. None: :func:`perturbzoo.simulate.networks.random_network` with `n_genes`,
         `in_degree` and `seed`.
     conditions
         What is done, in the grammar of :mod:`perturbzoo.perturbation` (combinations, doses, windows; control is added by
