@@ -10,7 +10,7 @@ from perturbzoo.simulate.linear import simulate_linear, truth_frame, write_go_ta
 # loaded when asked for: they need torch, for which `perturbzoo simulate --help` has no time
 _LOCATIONS = {"random_network": "perturbzoo.simulate.networks", "simulate_screen": "perturbzoo.simulate.screen"}
 
-__all__ = ["random_network", "simulate_linear", "simulate_screen", "truth_frame", "write_go_table"]  # noqa: F822
+__all__ = ["random_network", "simulate_linear", "simulate_screen", "truth_frame", "write_go_table"]
 
 
 def __getattr__(name: str) -> Any:
