@@ -198,12 +198,12 @@ def read_edge_list(path: str | os.PathLike[str]) -> pd.DataFrame:
             raise PerturbZooError(f"{path}: column '{column}' holds '{bad}', which is no number")
         edges["weight"], edges["sign"] = weight.abs(), (weight < 0) * -1
     if column := find_column(table.columns, SIGN_COLUMNS):
-        signs = _read_signs(table[column])
+        signs = read_signs(table[column])
         edges["sign"] = edges["sign"].where(edges["sign"] < 0, signs)
     return edges[(edges["source"] != "") & (edges["target"] != "")].reset_index(drop=True)
 
 
-def _read_signs(column: pd.Series) -> pd.Series:
+def read_signs(column: pd.Series) -> pd.Series:
     """Map numbers and words to 1, -1 or 0; a word that says nothing of a direction is 0, unknown."""
     numbers = pd.to_numeric(column, errors="coerce")
     words = column.str.strip().str.lower().map(_SIGNS).fillna(0)
