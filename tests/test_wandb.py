@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,17 @@ def runs(make_adata: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
         wandb.finish()
     files = sorted(root.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
     assert len(files) == 2
-    return root, [list(read_records(file)) for file in files]
+    return root, [finished(file) for file in files]
+
+
+def finished(file: Path) -> list[Any]:
+    """The records of a run that has ended: another process writes them, and may be behind on a busy machine."""
+    deadline = time.monotonic() + 60
+    while True:
+        records = list(read_records(file))
+        if any(record.HasField("exit") for record in records) or time.monotonic() > deadline:
+            return records
+        time.sleep(0.2)
 
 
 def merged(steps: list[dict[str, Any]]) -> dict[str, Any]:
