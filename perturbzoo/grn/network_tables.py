@@ -42,7 +42,7 @@ def read_network_table(path: str | os.PathLike[str], layout: str = "auto") -> pd
     Parameters
     ----------
     path
-        The file; text may be gzipped, a name that ends in ``.parquet`` is read as parquet (needs pyarrow).
+        The file; text may be gzipped, a name that ends in ``.parquet`` is read as parquet.
     layout
         ``"auto"`` finds it out. One of:
 
@@ -93,8 +93,6 @@ def write_network_table(edges: pd.DataFrame, path: str | os.PathLike[str]) -> No
         else:
             edges.to_csv(unfinished, index=False)
         unfinished.replace(destination)
-    except ImportError as error:
-        raise PerturbZooError(f"{destination}: parquet needs the package pyarrow; install it, or write .csv.gz") from error
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise PerturbZooError(f"cannot write the network to '{destination}': {error.strerror}") from error
@@ -116,8 +114,6 @@ def _read_frame(path: str | os.PathLike[str], *, header: bool) -> pd.DataFrame:
         return read_table(path, header=header)
     try:
         return pd.read_parquet(expand_path(path))
-    except ImportError as error:
-        raise PerturbZooError(f"{path}: parquet needs the package pyarrow; install it, or convert the file to CSV") from error
     except (OSError, ValueError) as error:
         raise PerturbZooError(f"{path}: cannot read it as parquet: {error}") from error
 

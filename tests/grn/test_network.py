@@ -74,8 +74,6 @@ def test_restrict_reorders_and_drops(network):
 
 @pytest.mark.parametrize("name", ["edges.csv", "edges.csv.gz", "edges.tsv.csv", "edges.parquet"])
 def test_files_round_trip(network, tmp_path, name):
-    if name.endswith("parquet"):
-        pytest.importorskip("pyarrow")
     network.write(tmp_path / name)
     assert_same(GeneRegulatoryNetwork.read(tmp_path / name, GENES), network)
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -268,18 +266,6 @@ def test_layouts_with_mistakes(tmp_path, file, text, layout, message):
     (tmp_path / file).write_text(text)
     with pytest.raises(PerturbZooError, match=message):
         read_network_table(tmp_path / file, layout)
-
-
-def test_parquet_without_its_package_says_so(network, tmp_path, monkeypatch):
-    def missing(*arguments, **options):
-        raise ImportError("no pyarrow")
-
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", missing)
-    monkeypatch.setattr(pd, "read_parquet", missing)
-    with pytest.raises(PerturbZooError, match="needs the package pyarrow"):
-        network.write(tmp_path / "x.parquet")
-    with pytest.raises(PerturbZooError, match="needs the package pyarrow"):
-        read_network_table(tmp_path / "x.parquet")
 
 
 DATA = os.environ.get("PERTURBZOO_DATA")
