@@ -6,13 +6,14 @@ Knows arrays, gene names and conditions; no file, no model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from perturbzoo.data.reading import group_means
 from perturbzoo.errors import PerturbZooError, shortened
 from perturbzoo.perturbation import Condition, parse_condition
 
@@ -33,7 +34,7 @@ class ScreenEffects:
     delta
         Shape ``(K, G)``: mean expression of the condition minus mean of its controls, log1p-normalised.
     error
-        Shape ``(K, G)``: standard errors of `delta`; zeros where it has none. None becomes zeros.
+        Shape ``(K, G)``: standard errors of `delta`, or one number for all; 0 where they are not known.
     default_kind
         Kind of the interventions that spell none out.
 
@@ -46,7 +47,7 @@ class ScreenEffects:
     genes: tuple[str, ...]
     conditions: tuple[Condition, ...]
     delta: np.ndarray
-    error: np.ndarray | None = None
+    error: np.ndarray = field(default_factory=lambda: np.zeros(()))
     default_kind: str = "knockout"
 
     def __post_init__(self) -> None:
@@ -54,7 +55,8 @@ class ScreenEffects:
         read = tuple(parse_condition(one) if isinstance(one, str) else one for one in self.conditions)
         object.__setattr__(self, "conditions", read)
         delta = np.asarray(self.delta, dtype=float)
-        error = np.zeros_like(delta) if self.error is None else np.asarray(self.error, dtype=float)
+        error = np.asarray(self.error, dtype=float)
+        error = np.full(delta.shape, error) if error.ndim == 0 else error
         object.__setattr__(self, "delta", delta)
         object.__setattr__(self, "error", error)
         names, shape = pd.Index(self.genes), (len(self.conditions), len(self.genes))
@@ -101,12 +103,11 @@ class ScreenEffects:
         strata = np.zeros(len(condition), dtype=np.int64) if context is None else np.asarray(context, dtype=np.int64)
         groups, code = np.unique(np.asarray(condition) * (strata.max(initial=0) + 1) + strata, return_inverse=True)
         kind, stratum = np.divmod(groups, strata.max(initial=0) + 1)
-        size = np.bincount(code).astype(float)
-        indicator = sparse.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))), shape=(len(groups), len(code)))
-        matrix = sparse.csr_matrix(values, dtype=np.float64)
-        mean = (indicator @ matrix).toarray() / size[:, None]  # (groups, G)
-        square = (indicator @ matrix.multiply(matrix)).toarray() / size[:, None]
-        # a single cell says nothing of its spread: its error is the spread of what is there, over one cell
+        size = np.bincount(code)
+        members = np.split(np.argsort(code, kind="stable"), np.cumsum(size)[:-1])
+        matrix = sparse.csr_matrix(values)
+        mean, square = group_means(matrix, members), group_means(matrix, members, squared=True)  # (groups, G)
+        # of a single cell's spread nothing is known, and it counts as 0: leave such conditions out
         variance = np.maximum(square - mean**2, 0) / np.maximum(size - 1, 1)[:, None]
         is_control = np.array([named[position].is_control for position in kind])
         control_of = np.full(strata.max(initial=0) + 1, -1)
@@ -167,7 +168,6 @@ class ScreenEffects:
     def select(self, rows: np.ndarray) -> ScreenEffects:
         """Return some rows, in that order; a row may come several times."""
         chosen = tuple(self.conditions[row] for row in rows)
-        assert self.error is not None
         return ScreenEffects(self.genes, chosen, self.delta[rows], self.error[rows], self.default_kind)
 
     def with_noise(self, rng: np.random.Generator) -> ScreenEffects:

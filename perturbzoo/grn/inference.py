@@ -185,7 +185,7 @@ class Identifiability:
     genes
         Names of the measured genes.
     signal_to_noise
-        For each gene that was perturbed alone, \\|change of itself\\| / standard error in its own conditions; infinite
+        For each gene that was perturbed alone, the magnitude of its own change / standard error in its own conditions; infinite
         where no error is known. The genes outside its index were not perturbed alone.
     unmeasured
         Targets that are not measured: they can have no edge.
