@@ -34,7 +34,9 @@ def main(arguments: Sequence[str]) -> None:
         choices=["weight", "restrict"],
         help="weigh scores by the prior, or allow its edges only (default: weight)",
     )
-    parser.add_argument("--prior_strength", type=float, default=0.9, help="0: the prior does nothing; 1: as restrict (default: 0.9)")
+    parser.add_argument(
+        "--prior_strength", type=float, default=0.9, help="0: the prior does nothing; 1: as restrict (default: 0.9)"
+    )
     parser.add_argument("--regulators", help="text file of genes that may regulate, one in each line (default: all)")
     parser.add_argument("--max_edges", type=int, help="write the strongest only")
     parser.add_argument("--bootstraps", type=int, help="repetitions behind the probabilities (default: 20; none for trees)")

@@ -221,7 +221,9 @@ class Identifiability:
                 f"{int((ratio < WEAK).sum())} below {WEAK:g}; lowest: {lowest}",
                 f"responses    condition number {self.condition_number:.3g}: by so much an inversion may amplify noise",
             ]
-        lines.append(f"edges        {self.edges:,}, {self.unperturbed_edges:,} of them from regulators that nobody perturbed alone")
+        lines.append(
+            f"edges        {self.edges:,}, {self.unperturbed_edges:,} of them from regulators that nobody perturbed alone"
+        )
         if self.prior_edges is not None:
             lines.append(
                 f"prior        {self.prior_edges:,} edges between measured genes, {self.prior_found:,} of them found; "

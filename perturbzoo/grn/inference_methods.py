@@ -139,7 +139,9 @@ def trees(effects: ScreenEffects, allowed: np.ndarray, seed: int = 0) -> np.ndar
 
     scores = np.zeros(allowed.shape)
     for target, columns, x, y in _regressions(effects, allowed):
-        forest = ExtraTreesRegressor(100, max_features="sqrt", random_state=np.random.default_rng([seed, target]).integers(2**31))
+        forest = ExtraTreesRegressor(
+            100, max_features="sqrt", random_state=np.random.default_rng([seed, target]).integers(2**31)
+        )
         importance = forest.fit(x, y).feature_importances_
         together = (x - x.mean(0)).T @ (y - y.mean())
         scores[target, columns] = importance * np.where(together < 0, -1, 1)
@@ -169,9 +171,7 @@ def _correlation(values: np.ndarray) -> np.ndarray:
     return unit.T @ unit
 
 
-def _regressions(
-    effects: ScreenEffects, allowed: np.ndarray
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+def _regressions(effects: ScreenEffects, allowed: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (gene, its candidates, their changes ``(n, p)``, its change ``(n,)``) over conditions that leave the gene alone.
 
     Genes without candidates, or that do not vary, are passed over.
