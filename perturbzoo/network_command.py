@@ -40,6 +40,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--regulators", help="text file of genes that may regulate, one in each line (default: all)")
     parser.add_argument("--max_edges", type=int, help="write the strongest only")
     parser.add_argument("--bootstraps", type=int, help="repetitions behind the probabilities (default: 20; none for trees)")
+    parser.add_argument(
+        "--resample",
+        choices=["errors", "conditions"],
+        help="what a repetition redraws: effects within their errors, or conditions (default: errors)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same table (default: 0)")
     parser.add_argument("--condition_key", help="obs column of perturbations (default: found)")
     parser.add_argument("--control_labels", nargs="+", default=[], help="spellings of control beyond the usual ones")
@@ -79,6 +84,7 @@ def main(arguments: Sequence[str]) -> None:
         regulators=regulators,
         max_edges=options.max_edges,
         bootstraps=options.bootstraps,
+        resample=options.resample,
         seed=options.seed,
     )
     write_network_table(ranked_edges(network), output)

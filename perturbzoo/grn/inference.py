@@ -31,6 +31,7 @@ def infer_network(
     regulators: Collection[str] | None = None,
     max_edges: int | None = None,
     bootstraps: int | None = None,
+    resample: Literal["errors", "conditions"] | None = None,
     selected: float = 0.1,
     seed: int = 0,
 ) -> GeneRegulatoryNetwork:
@@ -56,9 +57,11 @@ def infer_network(
     max_edges
         Keep the strongest only.
     bootstraps
-        Repetitions behind `probability`; None: 20, but none for trees, which are slow. Conditions are drawn with
-        replacement; for `mra` and `total_effect`, which need every condition, effects are redrawn within their errors.
-        0: every probability is 1.
+        Repetitions behind `probability`; None: 20, but none for trees, which are slow. 0: every probability is 1.
+    resample
+        What a repetition changes: effects are redrawn within their ``"errors"``, or ``"conditions"`` are drawn with
+        replacement. None: errors where they are known, because a screen that perturbs each gene once loses a third of the
+        regulators to a draw of conditions. `mra` and `total_effect` need every condition and always redraw errors.
     selected
         Share of the candidate pairs that count as edges in a repetition. An edge's probability is the share of repetitions
         that have it among those strongest ones, with the same sign.
@@ -83,6 +86,11 @@ def infer_network(
         (prior_use in ("weight", "restrict"), f"prior_use is '{prior_use}'; it is 'weight' or 'restrict'"),
         (0 <= prior_strength <= 1, f"prior_strength is {prior_strength:g}, outside [0, 1]"),
         (0 < selected <= 1, f"selected is {selected:g}, a share in (0, 1]"),
+        (resample in (None, "errors", "conditions"), f"resample is '{resample}'; it is 'errors' or 'conditions'"),
+        (
+            resample != "errors" or method in FROM_SINGLES or effects.error.any(),
+            "resample is 'errors', but the effects have none; 'conditions' needs none",
+        ),
         (repetitions >= 0, f"bootstraps is {repetitions}; 0 is the least"),
         (max_edges is None or max_edges >= 1, f"max_edges is {max_edges}; 1 is the least"),
     ):
@@ -100,9 +108,10 @@ def infer_network(
     if repetitions:
         count = np.zeros_like(scores)
         size = max(1, round(selected * int(allowed.sum())))
+        redraw = resample == "errors" or (resample is None and effects.error.any()) or method in FROM_SINGLES
         for child in np.random.SeedSequence(seed).spawn(repetitions):
             rng = np.random.default_rng(child)
-            if method in FROM_SINGLES:
+            if redraw:
                 again = effects.with_noise(rng)
             else:
                 again = effects.select(rng.integers(len(effects.conditions), size=len(effects.conditions)))

@@ -24,6 +24,8 @@ from perturbzoo.grn.effects import ScreenEffects
 
 Method: TypeAlias = Callable[[ScreenEffects, np.ndarray, int], np.ndarray]
 
+MOST_SHRINKAGE = 0.8
+
 
 def pearson(effects: ScreenEffects, allowed: np.ndarray, seed: int = 0) -> np.ndarray:
     """Pearson correlation of the changes of two genes over conditions. Symmetric: it knows no direction."""
@@ -41,9 +43,10 @@ def partial_correlation(effects: ScreenEffects, allowed: np.ndarray, seed: int =
     r"""Correlation of two genes given all others, :math:`-\Theta_{ij} / \sqrt{\Theta_{ii} \Theta_{jj}}`. Symmetric.
 
     :math:`\Theta` is the inverse of the covariance of standardised changes, shrunk as Ledoit and Wolf (2004) do, so that it
-    exists with fewer conditions than genes.
+    exists with fewer conditions than genes. The shrinkage is held at `MOST_SHRINKAGE`: where each gene is perturbed once, its
+    changes are nearly all from that condition, the formula takes them for noise and leaves no correlation at all.
     """
-    from sklearn.covariance import LedoitWolf
+    from sklearn.covariance import empirical_covariance, ledoit_wolf_shrinkage, shrunk_covariance
 
     spread = effects.delta.std(0)
     moving = np.flatnonzero(spread > 0)
@@ -51,7 +54,8 @@ def partial_correlation(effects: ScreenEffects, allowed: np.ndarray, seed: int =
     if len(moving) < 2 or len(effects.conditions) < 2:
         return scores
     standard = (effects.delta[:, moving] - effects.delta[:, moving].mean(0)) / spread[moving]
-    precision = LedoitWolf(assume_centered=True).fit(standard).precision_
+    shrinkage = min(ledoit_wolf_shrinkage(standard, assume_centered=True), MOST_SHRINKAGE)
+    precision = np.linalg.inv(shrunk_covariance(empirical_covariance(standard, assume_centered=True), shrinkage))
     size = np.sqrt(np.diag(precision))
     scores[np.ix_(moving, moving)] = -precision / np.outer(size, size)
     return _masked(scores, allowed)
@@ -105,9 +109,11 @@ def lasso(effects: ScreenEffects, allowed: np.ndarray, seed: int = 0) -> np.ndar
 
     .. math:: \min_w \frac{1}{2n} \sum_k (\Delta_{ki} - \sum_j w_j \Delta_{kj})^2 + \alpha_i \sum_j |w_j|
 
-    No intercept: no change is no change. :math:`\alpha_i` is the level that noise alone reaches, standard error of gene i x
-    root mean square of the regulators x :math:`\sqrt{2 \log p / n}`, but at least a thousandth of the level at which
-    no regulator is left, which is what counts where no standard errors are known.
+    No intercept: no change is no change. :math:`\alpha_i` is one standard deviation of what noise alone reaches, standard
+    error of gene i x root mean square of the regulators :math:`/ \sqrt n`, but at least a thousandth of the level at which
+    no regulator is left, which is what counts where no standard errors are known. The universal level, :math:`\sqrt{2
+    \log p}` times that, loses weak edges that one condition each supports; the order of the weights and their
+    probabilities say which edges to believe.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import Lasso
@@ -115,10 +121,9 @@ def lasso(effects: ScreenEffects, allowed: np.ndarray, seed: int = 0) -> np.ndar
     noise = np.sqrt((effects.error**2).mean(0))
     scores = np.zeros(allowed.shape)
     for target, columns, x, y in _regressions(effects, allowed):
-        count, candidates = x.shape
+        count = len(y)
         ceiling = np.abs(x.T @ y).max() / count
-        noise_level = noise[target] * np.sqrt((x**2).mean()) * np.sqrt(2 * np.log(max(candidates, 2)) / count)
-        alpha = max(noise_level, 1e-3 * ceiling)
+        alpha = max(noise[target] * np.sqrt((x**2).mean() / count), 1e-3 * ceiling)
         if alpha >= ceiling:
             continue
         with warnings.catch_warnings():

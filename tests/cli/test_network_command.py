@@ -37,18 +37,19 @@ def test_choices_are_the_registry() -> None:
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_round_trip(method: str, file: Path, truth: GeneRegulatoryNetwork, tmp_path: Path) -> None:
     output = tmp_path / "edges.csv"
-    main(["network", "--data", str(file), "--method", method, "--output", str(output), "--bootstraps", "3"])
+    main(["network", "--data", str(file), "--method", method, "--output", str(output), "--bootstraps", "2"])
     table = pd.read_csv(output)
     assert list(table) == ["regulator", "target", "weight", "sign", "probability"]
     assert (np.diff(table["weight"].abs()) <= 0).all()
     assert [path.name for path in tmp_path.iterdir()] == ["edges.csv"]
     effects, _ = read_effects(file)
-    network = infer_network(effects, method, bootstraps=3)
+    network = infer_network(effects, method, bootstraps=2)
     read = GeneRegulatoryNetwork.read(output, effects.genes)
     np.testing.assert_allclose(read.matrix().toarray(), network.matrix().toarray(), rtol=1e-12)
     np.testing.assert_allclose(read.probability, network.probability)
-    # what was simulated comes out ahead of a random order
-    assert score_network(read, truth).auprc_ratio > 1.2
+    if method in ("lasso", "mra", "total_effect", "trees"):
+        # what was simulated comes out well ahead of a random order; correlations know no direction
+        assert score_network(read, truth).auprc_ratio > 2
 
 
 def test_effects_are_changes_of_normalised_means(file: Path) -> None:
