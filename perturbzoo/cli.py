@@ -80,6 +80,12 @@ def _simulate(arguments: Sequence[str]) -> None:
     simulate(arguments)
 
 
+def _network(arguments: Sequence[str]) -> None:
+    from perturbzoo.network_command import main as network
+
+    network(arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "fit": (_train("fit"), "train a model: --config DATA.yaml --config MODEL.yaml"),
     "validate": (_train("validate"), "score a checkpoint on the validation conditions: --ckpt_path"),
@@ -87,6 +93,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "predict": (_predict, "predict conditions nobody measured: --ckpt_path --controls --conditions --output"),
     "data": (_data, "say what is in an h5ad file"),
     "simulate": (_simulate, "simulate a Perturb-seq screen with known truth"),
+    "network": (_network, "infer a gene regulatory network from a screen: --data --method --output"),
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from perturbzoo.grn.dynamics import BoundDynamics, RegulatoryDynamics
+from perturbzoo.grn.effects import ScreenEffects
+from perturbzoo.grn.inference import identifiability_report, infer_network
 from perturbzoo.grn.interventions import Interventions
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.grn.scoring import NetworkScore, compare_networks, score_network
@@ -15,7 +17,10 @@ __all__ = [
     "Interventions",
     "NetworkScore",
     "RegulatoryDynamics",
+    "ScreenEffects",
     "compare_networks",
+    "identifiability_report",
+    "infer_network",
     "integrate",
     "score_network",
     "steady_state",
