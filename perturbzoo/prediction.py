@@ -237,7 +237,7 @@ def _changes(
         rows = torch.arange(number * _REQUESTS, min((number + 1) * _REQUESTS, len(table)))
         with torch.inference_mode():
             delta, variance = model.delta(table.select(rows).to(model.device), context_control[rows].to(model.device))
-        return _numpy(delta, variance, "delta")
+        return _numpy(delta, None if variance is None else variance * model.variance_scale, "delta")
 
     def of(requests: np.ndarray) -> dict[str, np.ndarray]:
         first, last = int(requests[0]) // _REQUESTS, int(requests[-1]) // _REQUESTS

@@ -119,6 +119,7 @@ class GEARS(ConditionDeltaModel):
 
     known: TrainingDeltas
     context_centre: Tensor
+    variance_started: Tensor
 
     def __init__(
         self,
@@ -214,6 +215,8 @@ class GEARS(ConditionDeltaModel):
             self.variance_head = nn.Sequential(nn.Linear(h, 2 * h), nn.ReLU(), nn.Linear(2 * h, 1))
             # of a combination of measured singles, and of each intervention that was not measured alone
             self.log_variance = nn.Parameter(torch.full((2, n_genes), -6.0))
+            # a fit that goes on from a checkpoint keeps what it has learned
+            self.register_buffer("variance_started", torch.tensor(False))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -325,7 +328,8 @@ class GEARS(ConditionDeltaModel):
         """Shape ``(C, K, G)``: what each intervention is expected to change, before the network has its say.
 
         In a combination, the measured change of the target alone; for a single, or where that was not measured, what its
-        neighbours or the mean single say. A single does not start from its own change: nothing would be left to learn from it.
+        neighbours or the mean single say, whatever the dose. A single does not start from its own change (but for its share in
+        the mean of all): nothing would be left to learn from it.
         """
         act = table.present & (table.dose > 0)
         row, column = torch.nonzero(act, as_tuple=True)
@@ -353,8 +357,9 @@ class GEARS(ConditionDeltaModel):
             self.known.fit(self.data.training_pseudobulks())
             if self.choices["neighbours"]:
                 self.neighbours.fit(self.known)
-        if self.hparams["uncertainty"]:
+        if self.hparams["uncertainty"] and not self.variance_started:
             self._start_variance()
+            self.variance_started.fill_(True)
 
     @torch.no_grad()
     def _start_variance(self) -> None:

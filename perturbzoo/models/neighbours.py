@@ -13,6 +13,7 @@ genes weighted by the variance of their response, so a graph that tells nothing 
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -22,12 +23,14 @@ from perturbzoo.data.batch import ConditionTable
 from perturbzoo.data.graph import Graph
 from perturbzoo.models.known import TrainingDeltas
 
+MOST_SINGLES = 2000  # by which the strengths are fitted: memory grows with their number times that of all
+
 
 class Neighbours(nn.Module):
     """Weights of training deltas for single interventions.
 
     Training singles of the same kind and context count (of all contexts for a new one), and those of the same target in
-    other contexts or at other doses, which are a relation of their own. A single never counts for itself.
+    other contexts or at other doses, which are a relation of their own. A single never counts for itself, except for its share in the mean.
 
     Parameters
     ----------
@@ -107,18 +110,25 @@ class Neighbours(nn.Module):
         """Choose the strengths by predicting each training single from the others."""
         if len(self.singles) < 3:
             return
-        table = known.table.to(known.value.device).select(self.singles.to(known.value.device))
+        # in float64 on the CPU: not every device has it, and all give the same strengths
+        device, known = self.strength.device, copy.deepcopy(known).cpu()
+        self.cpu()
+        chosen = self.singles
+        if len(chosen) > MOST_SINGLES:
+            chosen = chosen[torch.linspace(0, len(chosen) - 1, MOST_SINGLES).long()]
+        table = known.table.select(chosen)
         affinities = self.affinities(known, table).double()
         value = known.value.double()
         # genes count by how much they respond: over all genes alike, the neighbours' sampling noise would decide
         response = (value[self.singles] - value[self.singles].mean(dim=0)).square().mean(dim=0)
         products = (value * response) @ value.T  # (P, P): errors need no more than these
-        own = torch.nn.functional.one_hot(self.singles.to(value.device), len(value)).to(value)
+        own = torch.nn.functional.one_hot(chosen, len(value)).to(value)
+        every = torch.nn.functional.one_hot(self.singles, len(value)).sum(dim=0).to(value)
         # nor does the mean count the single itself; that of all contexts, where it is the only one of its own
         mean = known.mean_single_weights(table).to(value) * (1 - own)
-        mean = torch.where(mean.any(dim=1, keepdim=True), mean, own.sum(dim=0) - own)
+        mean = torch.where(mean.any(dim=1, keepdim=True), mean, every - own)
         mean = mean / mean.sum(dim=1, keepdim=True)
-        logarithm = torch.zeros(len(self.strength), dtype=torch.float64, device=value.device, requires_grad=True)
+        logarithm = torch.zeros(len(self.strength), dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS([logarithm], max_iter=100, line_search_fn="strong_wolfe")
 
         def error() -> Tensor:
@@ -133,3 +143,4 @@ class Neighbours(nn.Module):
         with torch.enable_grad():
             optimizer.step(error)
         self.strength.copy_(logarithm.detach().exp())
+        self.to(device)

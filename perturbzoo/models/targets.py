@@ -45,7 +45,7 @@ def prepare_targets(
     embedding, dimension
         As in :func:`perturbzoo.models.embedding.embed_targets`; None or ``learned`` for learned vectors alone.
     perturbation_graph
-        As in :func:`perturbzoo.data.graphs.build_graph`; None takes the data module's.
+        As in :func:`perturbzoo.data.graphs.build_graph`; None takes the data module's, an empty list none.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def prepare_targets(
     in the table, or is next to one of these; ``graph``, and what :func:`~perturbzoo.models.embedding.embed_targets` returns,
     where there are any.
     """
-    sources = perturbation_graph or data.hparams["perturbation_graph"] or []
+    sources = (data.hparams["perturbation_graph"] if perturbation_graph is None else perturbation_graph) or []
     others = universe(sources) if sources else ()
     table: dict[str, Any] = {"extra": sorted(set(others) - set(spec.targets))}
     if understand_embedding(embedding) is not None:
@@ -68,7 +68,14 @@ def prepare_targets(
     if sources:
         graph = build_graph(sources, names, expression=data.training_cells(), genes=spec.genes)
         source, destination = graph.edge_index
-        informed[destination[informed[source]]] = True
+        telling = informed[source] & (source != destination)
+        if not (telling & (destination < len(spec.targets))).any():
+            warnings.warn(
+                "the perturbation graph joins no trained target of these data to another of their targets: it says nothing here",
+                PerturbZooWarning,
+                stacklevel=2,
+            )
+        informed[destination[telling]] = True
     return _keep(prepared, graph, names, len(spec.targets))
 
 
@@ -145,6 +152,7 @@ class TargetVectors(nn.Module):
             else:
                 self.register_buffer("vectors", vectors, persistent=False)
             self.project = nn.Linear(vectors.shape[1], width, bias=False)
+        kinds = Graph.from_state(prepared["graph"]).edge_types[:-1] if "graph" in prepared else ()  # the last is 'self'
         graphs, self_weight = _neighbours(prepared, speaks, relations)
         self.register_buffer("_self_weight", self_weight[:, None], persistent=False)
         self.n_relations = len(graphs)
@@ -152,7 +160,8 @@ class TargetVectors(nn.Module):
             self.register_buffer(f"edge_index_{number}", edge_index, persistent=False)
             self.register_buffer(f"edge_weight_{number}", edge_weight, persistent=False)
         self.self_map = nn.Linear(width, width)
-        self.maps = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in graphs) if relations else None
+        # by name: another model's may come in another order
+        self.maps = nn.ModuleDict({kind: nn.Linear(width, width, bias=False) for kind in kinds}) if relations else None
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Shape ``(T, h)`` each: the targets' vectors, and what they are without what was learned by perturbing them."""
@@ -164,7 +173,9 @@ class TargetVectors(nn.Module):
         if self.maps is None:
             unseen = self.self_map(known + sum(heard))
         else:
-            unseen = self.self_map(known) + sum(linear(values) for linear, values in zip(self.maps, heard, strict=True))
+            unseen = self.self_map(known) + sum(
+                linear(values) for linear, values in zip(self.maps.values(), heard, strict=True)
+            )
         return unseen + own @ self.self_map.weight.T, unseen
 
     def _heard(self, relation: int, values: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ def test_an_unseen_target_is_told_by_its_neighbours(adata: Any, tmp_path: Path, 
     g0, g4 = learned.detach()[names.index("G0")], learned.detach()[names.index("G4")]
     own = model.targets.self_map
     # each node counts itself, so that both have degree 2 and the edge weighs 1/2; without an edge back, G4 keeps its degree
-    vector = own((g0 + g4) / 2) if paper else own.bias + model.targets.maps[0](g0) / 2**0.5
+    vector = own((g0 + g4) / 2) if paper else own.bias + model.targets.maps["edges"](g0) / 2**0.5
     expected = model.fuse_mlp(vector + model.kind_embedding(table.kind[0, 0]))
     torch.testing.assert_close(encoded[0], expected, rtol=0, atol=1e-5)
 
@@ -273,3 +273,16 @@ def test_without_residual_it_starts_elsewhere(data: PerturbSeqDataModule) -> Non
     model = fit(GEARS(hidden=8, residual=False), data, 0)
     assert "known.value" not in model.state_dict()
     assert ask(model, ["G0", "G1"]).abs().max() > 1e-2
+
+
+def test_an_empty_list_is_no_graph(adata: Any, tmp_path: Path) -> None:
+    """None takes the data module's graph, an empty list does without."""
+    data = module(adata, UNSEEN, perturbation_graph=edges(tmp_path, ("G0", "G4")))
+    assert "graph" in fit(GEARS(hidden=4), data, 0).prepared
+    assert "graph" not in fit(GEARS(hidden=4, perturbation_graph=[]), data, 0).prepared
+
+
+def test_a_graph_that_says_nothing_is_warned_of(adata: Any, tmp_path: Path) -> None:
+    graph = edges(tmp_path, ("G0", "NEW"), ("G3", "G4"))  # of G0 to G2, which train, none is next to a target of the screen
+    with pytest.warns(PerturbZooWarning, match="says nothing here"):
+        fit(GEARS(hidden=4, perturbation_graph=graph), module(adata, UNSEEN), 0)

@@ -222,6 +222,26 @@ def test_the_standard_error_reaches_the_prediction(data: PerturbSeqDataModule, a
     assert (loaded.predict(adata, ["G0"], n_cells=3).layers["std"] > 0).all()
 
 
+def test_a_fit_that_goes_on_keeps_its_variance(data: PerturbSeqDataModule, tmp_path: Path) -> None:
+    """The variance starts from the training conditions once; a loaded model keeps what it has learned since."""
+    model = fit(GEARS(hidden=8, uncertainty=True), data, 0)
+    start = model.log_variance.detach().clone()
+    assert (start != -6).any()
+    fit(model, data, 1, tmp_path)
+    assert not torch.equal(model.log_variance, start)
+    loaded = perturbzoo.load(tmp_path / "checkpoints" / "last.ckpt")
+    learned = loaded.log_variance.detach().clone()
+    fit(loaded, data, 0)
+    assert torch.equal(loaded.log_variance, learned)
+
+
+def test_predicted_errors_are_scaled_as_in_test(data: PerturbSeqDataModule, adata: Any) -> None:
+    model = fit(GEARS(hidden=8, uncertainty=True), data, 0)
+    before = model.predict(adata, ["G0", "G0+G1"], n_cells=3).layers["std"]
+    model.variance_scale.fill_(100.0)
+    np.testing.assert_allclose(model.predict(adata, ["G0", "G0+G1"], n_cells=3).layers["std"], 10 * before, rtol=1e-5)
+
+
 # ---------------------------------------------------------------------- the paper's choices
 
 

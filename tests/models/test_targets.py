@@ -92,7 +92,7 @@ def test_a_relation_has_a_map_of_its_own() -> None:
     a, b, c = model.learned.weight.detach()
     ab, bc = 0.5 / (1.5 * 2.5) ** 0.5, 1 / (2.5 * 2) ** 0.5
     with torch.no_grad():
-        heard = model.maps[0](torch.stack([ab * b, ab * a + bc * c, bc * b]))
+        heard = model.maps["go"](torch.stack([ab * b, ab * a + bc * c, bc * b]))
         torch.testing.assert_close(unseen, heard + model.self_map.bias, rtol=0, atol=1e-6)
         torch.testing.assert_close(seen, heard + model.self_map(model.learned.weight), rtol=0, atol=1e-6)
 
@@ -103,10 +103,10 @@ def test_relations_add_up() -> None:
     both = model_of(prepared_of("ABC", "ABC", go=PATH, string=other))
     total = both()[1] - both.self_map.bias
     parts = []
-    for number, (kind, part) in enumerate({"go": PATH, "string": other}.items()):
+    for kind, part in {"go": PATH, "string": other}.items():
         alone = model_of(prepared_of("ABC", "ABC", **{kind: part}))
         alone.learned.load_state_dict(both.learned.state_dict())
-        alone.maps[0].load_state_dict(both.maps[number].state_dict())
+        alone.maps[kind].load_state_dict(both.maps[kind].state_dict())
         parts.append(alone()[1] - alone.self_map.bias)
         assert parts[-1].abs().max() > 0.1
     torch.testing.assert_close(total, parts[0] + parts[1], rtol=0, atol=1e-6)
@@ -184,7 +184,7 @@ def test_a_row_of_the_table_speaks_to_neighbours() -> None:
     model = model_of(prepared_of("ABX", "A", vectors=TABLE, go=[("B", "X", 1.0)]))
     row = torch.tensor(TABLE["X"]) / ((3 + 5**0.5) / 2) * WIDTH**0.5
     # B is no source, so that of the two only B has a degree above 1
-    expected = model.maps[0](model.project(row) / 2**0.5) + model.self_map.bias
+    expected = model.maps["go"](model.project(row) / 2**0.5) + model.self_map.bias
     torch.testing.assert_close(model()[1][1], expected, rtol=0, atol=1e-6)
 
 
