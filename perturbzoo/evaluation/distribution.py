@@ -139,7 +139,8 @@ def sinkhorn_divergence(x: ArrayLike, y: ArrayLike, regularisation: float) -> fl
 
     def cost(a: Array, b: Array) -> float:
         distances = cdist(a, b, "sqeuclidean")
-        return float(ot.solve(distances, reg=regularisation, reg_type="KL", max_iter=1000, tol=1e-5).value)
+        # a weak regularisation takes thousands of steps, the usual one stops by the tolerance long before
+        return float(ot.solve(distances, reg=regularisation, reg_type="KL", max_iter=20_000, tol=1e-5).value)
 
     return cost(x, y) - (cost(x, x) + cost(y, y)) / 2
 
