@@ -94,7 +94,7 @@ class GEARS(ConditionDeltaModel):
         Start from what the single perturbations of the targets are expected to do (their sum, for a combination) instead of from
         0: an untrained model is then already the baseline.
     neighbours
-        Where a single was not measured, start from what the target's neighbours in the graph did
+        For a single, and where a combination's target was not measured alone, start from what the target's neighbours in the graph did
         (:class:`perturbzoo.models.neighbours.Neighbours`); otherwise from the training mean.
     start_input
         Let the network see the size of the change it starts from, gene by gene.

@@ -120,7 +120,6 @@ class TargetVectors(nn.Module):
         Bound on the length of a learned vector; None for no bound.
     """
 
-    informed: Tensor
     vectors: Tensor
     _has_own: Tensor
     _self_weight: Tensor
@@ -138,7 +137,6 @@ class TargetVectors(nn.Module):
         super().__init__()
         n_targets = len(prepared["trained"])
         has_own = speaks = prepared["informed"] if everyone_speaks else prepared["trained"]
-        self.register_buffer("informed", prepared["informed"], persistent=False)
         self.register_buffer("_has_own", has_own[:, None].float(), persistent=False)
         self.learned = nn.Embedding(n_targets, width, max_norm=max_norm)
         nn.init.normal_(self.learned.weight, std=scale)
