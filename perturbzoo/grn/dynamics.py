@@ -24,6 +24,9 @@ the reference level (mean of controls). As f is bounded, so is the state: it can
 :mod:`perturbzoo.grn.interventions`.
 
 Only ratios v / γ follow from steady states: γ is fixed unless `learn_turnover`, and 1 unless half-lives are given.
+
+Controls are measured best. `anchored` kinetics keep them a steady state whatever W becomes: b is then the logit of f at the
+reference level, from which the drive is counted (multiplicative: of its first factor), and :math:`v = \gamma m / f(m)` follows.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -47,7 +50,9 @@ from perturbzoo.grn.network import GeneRegulatoryNetwork
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 Kinetics = Literal["additive", "hill", "multiplicative"]
+Ends: TypeAlias = tuple[Tensor, Tensor, Tensor]  # where edges arrive, whence they come, where each sink's begin
 KINETICS = ("additive", "hill", "multiplicative")
+EDGE_VALUES = 1 << 20  # values of edges that are gathered together
 DENSE_LIMIT = 500  # genes up to which a dense W pays
 
 
@@ -89,6 +94,8 @@ class RegulatoryDynamics(nn.Module):
         Factor of the turnover of a clamped gene: how fast it gets to its level.
     learn_turnover
         Whether γ, β and δ are trained.
+    anchored
+        Keep the reference level of every context a steady state whatever the weights become: for fitting.
 
     Attributes
     ----------
@@ -111,6 +118,8 @@ class RegulatoryDynamics(nn.Module):
     source: Tensor
     target: Tensor
     row_start: Tensor
+    by_source: Tensor
+    source_start: Tensor
     control_level: Tensor
     reference: Tensor
     spread: Tensor
@@ -138,6 +147,7 @@ class RegulatoryDynamics(nn.Module):
         gain: Tensor | np.ndarray | float = 5.0,
         clamp_speed: float = 50.0,
         learn_turnover: bool = False,
+        anchored: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
@@ -174,7 +184,7 @@ class RegulatoryDynamics(nn.Module):
             return values.expand(*values.shape[:-1], n).clone()
 
         self.genes, self.kinetics, self.rank, self.dense = network.genes, kinetics, rank, dense
-        self.splicing, self.protein, self.clamp_speed = splicing, protein, clamp_speed
+        self.splicing, self.protein, self.clamp_speed, self.anchored = splicing, protein, clamp_speed, anchored
         self.layers = (*(("unspliced", "spliced") if splicing else ("mrna",)), *(("protein",) if protein else ()))
         self.entries = tuple(
             gene if len(self.layers) == 1 else f"{gene} ({layer})" for layer, gene in itertools.product(self.layers, self.genes)
@@ -188,6 +198,8 @@ class RegulatoryDynamics(nn.Module):
             ("source", torch.from_numpy(source)),
             ("target", torch.from_numpy(network.target)),
             ("row_start", torch.from_numpy(np.searchsorted(network.target, np.arange(n + 1)))),
+            ("by_source", torch.from_numpy(np.argsort(source, kind="stable"))),
+            ("source_start", torch.from_numpy(np.searchsorted(np.sort(source), np.arange(most + 1)))),
             ("control_level", level),
             ("reference", mean),
             ("spread", per_gene(1.0 if spread is None else spread, "spread")),
@@ -219,10 +231,11 @@ class RegulatoryDynamics(nn.Module):
         share = torch.tensor(1 / headroom if kinetics != "multiplicative" else 1 - 1 / headroom, dtype=dtype)
         self.bias = nn.Parameter(torch.logit(share).expand(level.shape).clone())
         with torch.no_grad():
-            if kinetics != "multiplicative":
+            if kinetics != "multiplicative" and not anchored:
                 self.bias.sub_(self._drive(level))
-            production = softplus(self.raw_decay) * level / self._regulation(level, self.bias)
-        self.raw_production = nn.Parameter(_inverse_softplus(production))
+            if not anchored:
+                production = softplus(self.raw_decay) * level / self._regulation(level, self.bias)
+                self.raw_production = nn.Parameter(_inverse_softplus(production))
 
     def extra_repr(self) -> str:
         weights = f"rank {self.rank}" if self.rank else f"{len(self.target)} edges"
@@ -238,7 +251,16 @@ class RegulatoryDynamics(nn.Module):
     @property
     def production(self) -> Tensor:
         """Shape ``(K, G)``: v, the production at f = 1."""
+        if self.anchored:
+            return self.decay * self.control_level / self._regulation(self.control_level, self.absolute_bias)
         return softplus(self.raw_production)
+
+    @property
+    def absolute_bias(self) -> Tensor:
+        """Shape ``(K, G)``: b as it stands in the equations."""
+        if self.anchored and self.kinetics != "multiplicative":
+            return self.bias - self._drive(self.control_level)
+        return self.bias
 
     @property
     def control_state(self) -> Tensor:
@@ -286,7 +308,7 @@ class RegulatoryDynamics(nn.Module):
         mature = parts["spliced" if self.splicing else "mrna"]
         active = parts["protein"] if self.protein else mature
         active = active if effects.function is None else active * effects.function
-        bias, most = (values[0] if context is None else values[context] for values in (self.bias, self.production))
+        bias, most = (values[0] if context is None else values[context] for values in (self.absolute_bias, self.production))
         decay = self.decay.expand_as(mature)
         made = most * self._regulation(active, bias)
         made = made if effects.production is None else made * effects.production
@@ -340,14 +362,8 @@ class RegulatoryDynamics(nn.Module):
             among = self.weight.new_zeros(len(self.genes), len(self.regulators))
             return signal @ among.index_put((self.target, self.source), self.weight).T
         flat = signal.reshape(-1, len(self.regulators))
-        if not (torch.is_grad_enabled() and (signal.requires_grad or self.weight.requires_grad)):
-            size = len(self.genes), len(self.regulators)
-            sparse = torch.sparse_csr_tensor(self.row_start, self.source, self.weight.detach(), size, check_invariants=False)
-            # contiguous again: everything after it would be slower on a transposed one than this copy is
-            return (sparse @ flat.T).T.contiguous().reshape(level.shape)
-        # genes in rows: an edge then gathers and adds contiguous memory
-        each = flat.T.index_select(0, self.source) * self.weight[:, None]  # (E, rows)
-        return self._gathered(each).reshape(level.shape)
+        forth, back = (self.target, self.source, self.row_start), (self.source, self.target, self.source_start)
+        return _EdgeSum.apply(flat, self.weight, forth, back, self.by_source).reshape(level.shape)
 
     def _gathered(self, each: Tensor) -> Tensor:
         """Add up values of edges ``(E, rows)`` at their targets: ``(rows, G)``."""
@@ -361,6 +377,38 @@ class RegulatoryDynamics(nn.Module):
         weight = self.weight[:, None]
         factor = bound * torch.exp(weight.clamp(max=0)) + (1 - bound) * torch.exp(-weight.clamp(min=0))
         return torch.exp(logsigmoid(bias) + self._gathered(torch.log(factor)).reshape(level.shape))
+
+
+class _EdgeSum(torch.autograd.Function):
+    """Sum over the edges that enter a node, ``(N, sources) -> (N, sinks)``: a sparse product, and sparse products on its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, signal: Tensor, weight: Tensor, forth: Ends, back: Ends, order: Tensor) -> Tensor:
+        ctx.save_for_backward(signal, weight, order)
+        ctx.ends = forth, back
+        (_, source, start), sinks = forth, len(forth[2]) - 1
+        sparse = torch.sparse_csr_tensor(start, source, weight.detach(), (sinks, signal.shape[1]), check_invariants=False)
+        # contiguous again: everything after it would be slower on a transposed one than this copy is
+        return (sparse @ signal.detach().T).T.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        signal, weight, order = ctx.saved_tensors
+        (target, source, start), (_, _, source_start) = ctx.ends
+        to_signal = to_weight = None
+        if ctx.needs_input_grad[0]:
+            # the same edges the other way round, ordered by where they now arrive
+            forth, back = (source[order], target[order], source_start), (target, source, start)
+            to_signal = _EdgeSum.apply(gradient, weight[order], forth, back, torch.argsort(order))
+        if ctx.needs_input_grad[1]:
+            up, down = gradient.T, signal.T
+            size = max(1, EDGE_VALUES // max(1, signal.shape[0]))
+            parts = [
+                (up.index_select(0, target[first : first + size]) * down.index_select(0, source[first : first + size])).sum(1)
+                for first in range(0, len(target), size)
+            ]
+            to_weight = torch.cat(parts) if parts else torch.zeros_like(weight)
+        return to_signal, to_weight, None, None, None
 
 
 class BoundDynamics:

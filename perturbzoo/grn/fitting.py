@@ -1,0 +1,639 @@
+r"""Fit the kinetics of a network to a screen's pseudobulks: candidate edges in, weights, basal levels and guide strengths out.
+
+Two stages, both over all conditions at once, by Adam. With z the log of the levels over those of the controls and
+:math:`F = P / D` the map whose fixed point is the steady state (:mod:`perturbzoo.grn.dynamics`, anchored):
+
+1. *residual*: :math:`\hat z = \log F(e^{z}) ` at the **observed** levels. No solve; the rows of a condition's own targets are
+   left out, because what a guide does to its gene says nothing of who regulates it.
+2. *fixed point*: :math:`\hat z = \log F(e^{\hat z})`, so that noise of the regulators is no longer taken for signal. How much
+   each guide does is fitted beside the weights, by what its own gene shows. Gradients by the implicit function theorem.
+
+Counts are negative binomial: with the same mean :math:`\mu` in all n cells of a row, their likelihood depends on the counts by
+their mean alone, :math:`n\,[\,\bar y \log \mu - (\bar y + 1/\alpha) \log(1 + \alpha \mu)\,]`. Without counts z is normal. The
+controls are measured with error too: a shift u of each gene is shared by all conditions and by the controls.
+
+An edge costs :math:`\lambda_{ij} |W_{ij}|`, with :math:`\lambda_{ij} = c \sqrt{I_{ij}}\,(1 - s\, p_{ij})`: I is the Fisher
+information of the screen about that edge alone, so that c counts standard errors, and p the prior's probability. In its place gates
+(Louizos, Welling and Kingma, ICLR 2018, https://arxiv.org/abs/1712.01312) switch edges on and off at the cost of their log odds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+from torch.nn.utils import parametrize
+
+from perturbzoo.errors import PerturbZooError
+from perturbzoo.grn.dynamics import Kinetics, RegulatoryDynamics
+from perturbzoo.grn.interventions import FRACTIONAL, MECHANISMS, Interventions
+from perturbzoo.grn.levels import Levels
+from perturbzoo.grn.network import GeneRegulatoryNetwork
+from perturbzoo.grn.steady import steady_state
+from perturbzoo.perturbation import KINDS, Condition
+
+GATE_TEMPERATURE, GATE_LOW, GATE_HIGH = 2 / 3, -0.1, 1.1
+SMOOTH = 1e-3  # |W| is sqrt(W² + SMOOTH²): Adam needs a slope at 0
+ABSENT = 0.02  # weights below are no edges: what the smooth penalty leaves of a 0
+FAR = torch.tensor(math.inf)
+# what is done to a node that is not measured: its level is unknown, and taken up by the weights of its edges
+UNMEASURED_STRENGTH = {"interference": 0.8, "activation": 1.0, "overexpression": 1.0, "knockout": 0.99}
+# logit of what is taken away, log of what is added, where no guide of the kind was tested
+USUAL_STRENGTH = {"interference": 1.0, "activation": 0.0, "overexpression": 0.0, "knockout": 2.0}
+NO_DECAY = -4.0  # logit of the share of its own mRNA that a knockout costs a gene, before anything is known
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How :func:`fit_network` fits.
+
+    Attributes
+    ----------
+    kinetics
+        Form of the regulation, of :mod:`perturbzoo.grn.dynamics`.
+    penalty
+        c: how many standard errors an edge must be worth.
+    prior_strength
+        s, in [0, 1]: at 0 the prior says nothing, at 1 its edges cost nothing.
+    sparsity
+        ``"l1"``, or ``"gates"``.
+    sign_penalty
+        What a weight against the prior's sign costs more, in multiples of the penalty.
+    stability
+        Weight of the penalty on networks whose control state is not stable.
+    latent
+        Regulators that nobody measured, each with edges to and from all measured genes.
+    residual_steps, fixed_point_steps
+        Steps of the two stages.
+    lr
+        Adam's rate in the first stage; a third of it in the second. Both fall by a cosine.
+    seed
+        For the start of latent regulators and for gates.
+    """
+
+    kinetics: Kinetics = "hill"
+    penalty: float = 2.0
+    prior_strength: float = 0.9
+    sparsity: Literal["l1", "gates"] = "l1"
+    sign_penalty: float = 1.0
+    stability: float = 1.0
+    latent: int = 0
+    residual_steps: int = 300
+    fixed_point_steps: int = 300
+    lr: float = 0.03
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for holds, complaint in (
+            (self.penalty >= 0, f"penalty={self.penalty:g} must not be negative"),
+            (0 <= self.prior_strength <= 1, f"prior_strength={self.prior_strength:g} lies outside [0, 1]"),
+            (self.sparsity in ("l1", "gates"), f"sparsity='{self.sparsity}' is neither 'l1' nor 'gates'"),
+            (min(self.sign_penalty, self.stability, self.latent) >= 0, "sign_penalty, stability and latent start at 0"),
+            (self.residual_steps >= 1 and self.fixed_point_steps >= 0, "steps start at 1 (residual) and 0 (fixed point)"),
+            (self.lr > 0, f"lr={self.lr:g} must be positive"),
+        ):
+            if not holds:
+                raise PerturbZooError(f"network fit: {complaint}")
+
+
+class EncodedConditions(NamedTuple):
+    """Conditions as :meth:`FittedNetwork.encode` leaves them: acts without fitted strengths, and where those stand."""
+
+    given: Interventions
+    place: Tensor
+
+
+class FittedNetwork(nn.Module):
+    """Kinetics on candidate edges, and what each guide does: new, as a fit starts; later, as it ended.
+
+    Parameters
+    ----------
+    candidates
+        Edges over the nodes: measured genes first, then targets that are not measured, then latent regulators.
+    measured
+        How many of the nodes are measured genes.
+    control
+        Shape ``(K, measured)``: control levels of each context, > 0.
+    acts
+        The (target, kind) pairs that the screen did, whose strengths are fitted.
+    default_kind
+        Kind of interventions that spell none out.
+    kinetics
+        Form of the regulation.
+
+    Attributes
+    ----------
+    dynamics
+        The kinetics over all nodes; :meth:`network` gives its edges as a table.
+    strength
+        Shape ``(A,)``: for each of `acts` the logit of the share that it takes of production (interference) or function
+        (knockout), or the log of its dose, in units of the dose that was given (activation, overexpression).
+    own
+        Shape ``(A,)``: logit of the share of its own mRNA that a knockout costs a gene beyond the network (nonsense-mediated decay).
+    shift
+        Shape ``(K, measured)``: log of true over measured control levels.
+    """
+
+    information: Tensor
+    probability: Tensor
+    prior: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        candidates: GeneRegulatoryNetwork,
+        measured: int,
+        control: np.ndarray | Tensor,
+        acts: Sequence[tuple[str, str]],
+        default_kind: str,
+        kinetics: Kinetics = "hill",
+    ) -> None:
+        super().__init__()
+        nodes = len(candidates.genes)
+        level = torch.as_tensor(np.asarray(control), dtype=torch.float32)
+        level = torch.cat([level, level.new_ones(len(level), nodes - measured)], dim=1)
+        self.candidates, self.measured, self.default_kind = candidates, measured, default_kind
+        self.acts = tuple((target, kind) for target, kind in acts)
+        self.place = {act: number for number, act in enumerate(self.acts)}
+        # a candidate on every pair of few genes is cheapest as a dense product
+        dense = nodes <= 500 and len(candidates) > nodes * nodes / 10 and kinetics != "multiplicative"
+        self.dynamics = RegulatoryDynamics(candidates, kinetics=kinetics, reference=level, anchored=True, dense=dense)
+        for parameter in self.dynamics.parameters():
+            parameter.requires_grad_(False)
+        self.strength = nn.Parameter(torch.zeros(len(self.acts)))
+        self.own = nn.Parameter(torch.zeros(len(self.acts)))
+        self.register_buffer("shift", torch.zeros(len(level), measured))
+        self.register_buffer("information", torch.ones(len(candidates)))
+        self.register_buffer("prior", torch.as_tensor(candidates.probability, dtype=torch.float32))
+        self.register_buffer("probability", torch.ones(len(candidates)))
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of measured genes, unmeasured targets and latent regulators."""
+        return self.candidates.genes
+
+    def encode(self, conditions: Sequence[Condition]) -> EncodedConditions:
+        """Encode conditions once, to be given the strengths of guides as often as these change.
+
+        Raises
+        ------
+        PerturbZooError
+            A target is no node of the network.
+        """
+        measured = set(self.nodes[: self.measured])
+        # a compound or cytokine has no gene: it is a node of its own, of which there is more
+        plain = [
+            Condition(
+                replace(act, kind="overexpression")
+                if (act.kind or self.default_kind) in ("compound", "cytokine") and act.target not in measured
+                else act
+                for act in condition
+            )
+            for condition in conditions
+        ]
+        given = Interventions.from_conditions(plain, self.nodes, default_kind=self.default_kind)
+        place = torch.full(given.targets.shape, -1)
+        for row, column in torch.nonzero(given.targets >= 0).tolist():
+            key = self.nodes[int(given.targets[row, column])], KINDS[int(given.kind[row, column])]
+            place[row, column] = self.place.get(key, -1)
+        return EncodedConditions(given, place)
+
+    def interventions(self, conditions: Sequence[Condition] | EncodedConditions) -> Interventions:
+        """Conditions with the strengths that were fitted; a guide nobody tested has the median one of its kind."""
+        given, place = conditions if isinstance(conditions, EncodedConditions) else self.encode(conditions)
+        of_kind = {name: given.kind == KINDS.index(name) for name in MECHANISMS}
+        inside = (given.targets >= 0) & (given.targets < self.measured)
+        strength = self._each(self.strength, place, of_kind, USUAL_STRENGTH)
+        taken, made = torch.sigmoid(strength), torch.exp(strength)
+        effect, dose = given.efficacy, given.dose
+        for name, fixed in UNMEASURED_STRENGTH.items():
+            here = of_kind[name]
+            if name in FRACTIONAL:
+                effect = torch.where(here, effect * torch.where(inside, taken, fixed), effect)
+            else:
+                dose = torch.where(here, dose * torch.where(inside, made, fixed), dose)
+        columns = [given.targets, given.kind, dose, given.onset, given.offset, effect]
+        cut = of_kind["knockout"] & inside
+        if bool(cut.any()):
+            # a knockout's own transcripts may decay: a second act on the same gene, on its production
+            lost = torch.sigmoid(self._each(self.own, place, of_kind, {"knockout": NO_DECAY}))
+            twins = [
+                torch.where(cut, given.targets, -1),
+                torch.where(cut, KINDS.index("interference"), -1),
+                given.dose,
+                given.onset,
+                given.offset,
+                torch.where(cut, lost * given.efficacy, 0.0),
+            ]
+            columns = [torch.cat(pair, dim=-1) for pair in zip(columns, twins, strict=True)]
+        return Interventions(*columns, ramp=given.ramp, labels=given.labels)
+
+    def _each(self, values: Tensor, place: Tensor, of_kind: dict[str, Tensor], usual: dict[str, float]) -> Tensor:
+        """What was fitted for each act; for those nobody tested the median of their kind, for kinds nobody tested a usual one."""
+        found = values[place.clamp(min=0)] if len(values) else values.new_zeros(place.shape)
+        for name, otherwise in usual.items():
+            unknown = (place < 0) & of_kind[name]
+            if bool(unknown.any()):
+                tested = [number for number, act in enumerate(self.acts) if act[1] == name]
+                middle = values[tested].detach().median() if tested else torch.tensor(otherwise)
+                found = torch.where(unknown, middle, found)
+        return found
+
+    def change(self, conditions: Sequence[Condition], context: Tensor | None = None) -> Tensor:
+        """Log of steady levels over those of the controls, shape ``(N, measured)``.
+
+        Raises
+        ------
+        PerturbZooError
+            A target is no node, or there is no stable steady state: names condition and gene.
+        """
+        if not len(conditions):
+            return torch.zeros(0, self.measured)
+        return self.log_levels(self.interventions(conditions), context)[:, : self.measured]
+
+    def log_levels(self, acts: Interventions, context: Tensor | None = None) -> Tensor:
+        """Log of the steady levels of all nodes over the reference, shape ``(N, nodes)``."""
+        rows = torch.zeros(len(acts), dtype=torch.int64) if context is None else context
+        reference = self.dynamics.control_level[rows]
+        state = steady_state(self.dynamics.bind(acts, rows), reference, tolerance=1e-4, unstable="keep")
+        return torch.log(state / reference)
+
+    def network(self) -> GeneRegulatoryNetwork:
+        """The edges that were found, with their probabilities."""
+        weight = self.dynamics.weight.detach().double().numpy()
+        kept = np.abs(weight) > ABSENT
+        edges = self.candidates
+        return GeneRegulatoryNetwork(
+            edges.genes,
+            edges.regulator[kept],
+            edges.target[kept],
+            weight[kept],
+            np.sign(weight[kept]).astype(np.int8),
+            self.probability.double().numpy()[kept].clip(0, 1),
+        )
+
+
+def fit_network(
+    levels: Levels,
+    candidates: GeneRegulatoryNetwork,
+    options: FitOptions | None = None,
+    *,
+    report: Callable[[str, int, float], None] | None = None,
+) -> FittedNetwork:
+    """Fit weights, basal production and strengths of guides to a screen.
+
+    Parameters
+    ----------
+    levels
+        Pseudobulks of the training conditions.
+    candidates
+        Edges over the measured genes, in the order of `levels`, and the targets that are not measured; see
+        :func:`perturbzoo.grn.candidates.candidate_network`. Their probabilities are the prior's, their signs the start's.
+    report
+        Called after every step with the stage, the step and the loss.
+
+    Raises
+    ------
+    PerturbZooError
+        The candidates' nodes do not begin with the measured genes, or the fit ended in values that are not finite.
+    """
+    chosen = options or FitOptions()
+    if candidates.genes[: len(levels.genes)] != levels.genes:
+        raise PerturbZooError("network fit: the candidates' nodes must begin with the genes of the levels, in their order")
+    candidates = _with_latent(candidates, len(levels.genes), chosen.latent, chosen.seed)
+    floor = 1e-6 * max(float(levels.control.mean()), 1e-12)
+    fitted = FittedNetwork(
+        candidates,
+        len(levels.genes),
+        np.maximum(levels.control, floor),
+        sorted({(act.target, act.kind or levels.default_kind) for condition in levels.conditions for act in condition}),
+        levels.default_kind,
+        chosen.kinetics,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(chosen.seed)
+        _Fit(levels, fitted, chosen, report).run()
+    return fitted
+
+
+def _with_latent(candidates: GeneRegulatoryNetwork, measured: int, count: int, seed: int) -> GeneRegulatoryNetwork:
+    """Add latent regulators, with small random weights that tell them apart."""
+    if not count:
+        return candidates
+    rng = np.random.default_rng(seed)
+    nodes = len(candidates.genes)
+    latent = np.repeat(nodes + np.arange(count), measured)
+    gene = np.tile(np.arange(measured), count)
+    weight = rng.normal(0, 0.1, 2 * len(gene))
+    return GeneRegulatoryNetwork(
+        (*candidates.genes, *(f"latent{number + 1}" for number in range(count))),
+        np.r_[candidates.regulator, latent, gene],
+        np.r_[candidates.target, gene, latent],
+        np.r_[candidates.weight, weight],
+        np.r_[candidates.sign, np.sign(weight).astype(np.int8)],
+        np.r_[candidates.probability, np.zeros(2 * len(gene))],
+    )
+
+
+class _Fit:
+    """One fit: the data as tensors, and the two stages."""
+
+    def __init__(
+        self,
+        levels: Levels,
+        fitted: FittedNetwork,
+        options: FitOptions,
+        report: Callable[[str, int, float], None] | None,
+    ) -> None:
+        self.fitted, self.options, self.report = fitted, options, report
+        self.conditions = levels.conditions
+        self.encoded = fitted.encode(levels.conditions)
+        self.context = torch.as_tensor(levels.context)
+        self.change = torch.as_tensor(levels.change, dtype=torch.float32)
+        self.error = torch.as_tensor(levels.error, dtype=torch.float32)
+        self.control_error = torch.as_tensor(levels.control_error, dtype=torch.float32)
+        self.row_weight = torch.as_tensor(levels.weight.copy(), dtype=torch.float32)[:, None]
+        g, dynamics = fitted.measured, fitted.dynamics
+        own = torch.zeros(len(levels.conditions), g, dtype=torch.bool)
+        place = {name: number for number, name in enumerate(fitted.nodes[:g])}
+        for row, condition in enumerate(levels.conditions):
+            own[row, [place[target] for target in condition.targets if target in place]] = True
+        self.free = (~own).float()
+        self.counts: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
+        if levels.unit is not None and levels.dispersion is not None:
+            alpha = torch.as_tensor(levels.dispersion, dtype=torch.float32)
+            level, control = (
+                torch.as_tensor(part / levels.unit, dtype=torch.float32) for part in (levels.level, levels.control)
+            )
+            around = control[self.context].clamp(min=1e-6)
+            # cells of equal information; the error between replicates makes them fewer than there are
+            cells = (1 / torch.maximum(level, 0.1 * around) + alpha) / self.error**2
+            control_cells = (1 / control.clamp(min=1e-6) + alpha) / self.control_error**2
+            self.counts = level, control, cells, control_cells, alpha
+        # observed state of all nodes: what is not measured rests at its level under the act
+        with torch.no_grad():
+            acts = fitted.interventions(self.encoded)
+            reference = dynamics.control_level[self.context]
+            production, decay = dynamics.bind(acts, self.context)(FAR, reference)
+            self.observed = production / decay
+            self.observed[:, :g] = reference[:, :g] * self.change.exp()
+            self._start_strengths()
+        self._prepare_penalty()
+
+    def _start_strengths(self) -> None:
+        """What a guide's own gene shows, network left out."""
+        fitted = self.fitted
+        shown: dict[tuple[str, str], list[float]] = {}
+        place = {name: number for number, name in enumerate(fitted.nodes[: fitted.measured])}
+        for row, condition in enumerate(self.conditions):
+            for act in condition:
+                if act.target in place:
+                    key = act.target, act.kind or fitted.default_kind
+                    shown.setdefault(key, []).append(float(self.change[row, place[act.target]]))
+        for number, key in enumerate(fitted.acts):
+            if key in shown:
+                self._set_strength(number, float(np.mean(shown[key])))
+            else:
+                fitted.strength[number], fitted.own[number] = USUAL_STRENGTH.get(key[1], 0.0), NO_DECAY
+
+    def _set_strength(self, number: int, change: float) -> None:
+        """Let an act alone change its own gene's log level by `change`."""
+        fitted, kind = self.fitted, self.fitted.acts[number][1]
+        lost = min(max(-math.expm1(change), 0.02), 0.99)
+        if kind == "knockout":
+            fitted.strength[number], fitted.own[number] = USUAL_STRENGTH["knockout"], math.log(lost / (1 - lost))
+        elif kind == "interference":
+            fitted.strength[number] = math.log(lost / (1 - lost))
+        elif kind in ("activation", "overexpression"):
+            dynamics = fitted.dynamics
+            scale = float((dynamics.activation_fold[0] - 1) if kind == "activation" else dynamics.gain[0])
+            fitted.strength[number] = math.log(math.expm1(max(change, 0.05)) / scale)
+
+    def _prepare_penalty(self) -> None:
+        """λ of each edge from the information of the screen about it."""
+        fitted, dynamics = self.fitted, self.fitted.dynamics
+        with torch.no_grad():
+            signal = dynamics._signal(self._active(fitted.interventions(self.encoded), self.observed))
+            base = dynamics._signal(dynamics.control_level)[self.context]
+            spread = (signal - base) ** 2  # (N, R)
+            slope = 0.25 if dynamics.kinetics != "multiplicative" else 1.0
+            nodes = len(fitted.nodes)
+            weight = self.change.new_zeros(len(self.change), nodes)
+            weight[:, : fitted.measured] = self.row_weight * self.free / (self.error**2 + self.control_error[self.context] ** 2)
+            table = slope * weight.T @ spread  # (nodes, R)
+            information = table[dynamics.target, dynamics.source]
+            usual = information[information > 0]
+            middle = usual.median() if len(usual) else torch.tensor(1.0)
+            # of what never moved nothing is known: it costs what an edge usually costs
+            fitted.information.copy_(torch.where(information > 1e-3 * middle, information, middle))
+        self.price = fitted.information.sqrt() * (1 - self.options.prior_strength * fitted.prior)
+        signs = torch.as_tensor(fitted.candidates.sign, dtype=torch.float32)
+        self.expected_sign = torch.where(fitted.prior > 0, signs, torch.zeros_like(signs))
+
+    def _active(self, acts: Interventions, state: Tensor) -> Tensor:
+        """Levels as the targets of each gene see them."""
+        function = acts.effects(FAR, self.fitted.dynamics.activation_fold).function
+        return state if function is None else state * function
+
+    # ------------------------------------------------------------------ the two stages
+
+    def run(self) -> None:
+        fitted, options, dynamics = self.fitted, self.options, self.fitted.dynamics
+        gate = None
+        if options.sparsity == "gates":
+            gate = _Gates((0.5 * fitted.prior).clamp(2 / len(fitted.nodes), 0.9))
+            signs = torch.where(dynamics.weight >= 0, 1.0, -1.0)
+            dynamics.weight.data = 0.1 * signs
+            parametrize.register_parametrization(dynamics, "weight", gate)
+        self.gate = gate
+        kinetic = [dynamics.bias, *(dynamics.parametrizations.weight.parameters() if gate else [dynamics.weight])]
+        for parameter in (*kinetic, fitted.strength, fitted.own):
+            parameter.requires_grad_(True)
+        self._descend("residual", [*kinetic, fitted.strength], options.residual_steps, options.lr, self._residual_loss)
+        if options.fixed_point_steps:
+            fitted.shift.requires_grad_(True)
+            self.start: Tensor | None = None
+            with torch.no_grad():
+                self._strengths_given_network()
+            everything = [*kinetic, fitted.strength, fitted.own, fitted.shift]
+            self._descend("fixed point", everything, options.fixed_point_steps, options.lr / 3, self._fixed_point_loss)
+            fitted.shift.requires_grad_(False)
+        if gate is not None:
+            gate.eval()
+            fitted.probability.copy_(gate.chance().detach())
+            parametrize.remove_parametrizations(dynamics, "weight", leave_parametrized=True)
+        for parameter in fitted.parameters():
+            parameter.requires_grad_(False)
+            if not bool(torch.isfinite(parameter).all()):
+                raise PerturbZooError("network fit: the parameters are no longer finite; lower lr, or raise penalty")
+
+    def _descend(self, stage: str, parameters: list[Tensor], steps: int, lr: float, loss: Callable[[], Tensor]) -> None:
+        optimizer = torch.optim.Adam(parameters, lr=lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lr / 30)
+        for step in range(steps):
+            optimizer.zero_grad()
+            with parametrize.cached():  # the same gates everywhere in a step
+                total = loss() + self._penalties() + self._prior_of_strength()
+            total.backward()
+            optimizer.step()
+            schedule.step()
+            if self.report is not None:
+                self.report(stage, step, float(total.detach()))
+
+    def _penalties(self) -> Tensor:
+        fitted, options, dynamics = self.fitted, self.options, self.fitted.dynamics
+        weight = dynamics.weight
+        if self.gate is None:
+            total = options.penalty * (self.price * torch.sqrt(weight**2 + SMOOTH**2)).sum()
+        else:
+            total = self.gate.cost() + 0.05 * weight.square().sum()
+        against = torch.relu(-self.expected_sign * weight)
+        total = total + options.sign_penalty * (fitted.information.sqrt() * against).sum()
+        total = total + 2 * dynamics.bias.square().sum()
+        if options.stability > 0:
+            total = total + options.stability * len(self.conditions) * torch.relu(self._growth() - 0.98).square().sum() * 1e2
+        return total
+
+    def _growth(self, count: int = 6) -> Tensor:
+        """By how much small changes of the control state grow in a half-damped step of the map, ``(K,)``."""
+        dynamics = self.fitted.dynamics
+        rates = dynamics.bind(None, torch.arange(len(dynamics.control_level)))
+        reference = dynamics.control_level
+        if not hasattr(self, "direction"):
+            self.direction = torch.randn(reference.shape)
+        small = 1e-2
+        direction = self.direction / self.direction.norm(dim=1, keepdim=True)
+        size = direction.new_zeros(len(reference), 1)
+        for _ in range(count):
+            production, decay = rates(FAR, reference * torch.exp(small * direction))
+            pushed = 0.5 * direction + 0.5 * torch.log(production / decay / reference) / small
+            norm = pushed.norm(dim=1, keepdim=True)
+            size, direction = size + torch.log(norm + 1e-12), pushed / (norm + 1e-12)
+        self.direction = direction.detach()
+        return torch.exp(size / count)[:, 0]
+
+    def _residual_loss(self) -> Tensor:
+        fitted, dynamics, g = self.fitted, self.fitted.dynamics, self.fitted.measured
+        rates = dynamics.bind(fitted.interventions(self.encoded), self.context)
+        production, decay = rates(FAR, self.observed)
+        found = torch.log(production / decay)[:, :g] - torch.log(dynamics.control_level[self.context][:, :g])
+        spread = self.error**2 + self.control_error[self.context] ** 2
+        return 0.5 * (self.row_weight * self.free * (self.change - found) ** 2 / spread).sum()
+
+    def _fixed_point_loss(self) -> Tensor:
+        fitted, dynamics, g = self.fitted, self.fitted.dynamics, self.fitted.measured
+        acts = fitted.interventions(self.encoded)
+        z, self.start = settle(dynamics, acts, self.context, self.start)
+        found = z[:, :g]
+        shift = fitted.shift[self.context]
+        if self.counts is None:
+            fit = 0.5 * (self.row_weight * ((self.change - found - shift) / self.error) ** 2).sum()
+            return fit + 0.5 * ((fitted.shift / self.control_error) ** 2).sum()
+        level, control, cells, control_cells, alpha = self.counts
+        base = torch.log(control.clamp(min=1e-6))
+        fit = (self.row_weight * cells * _deviance(level, base[self.context] + shift + found, alpha)).sum()
+        return fit + (control_cells * _deviance(control, base + fitted.shift, alpha)).sum()
+
+    def _prior_of_strength(self) -> Tensor:
+        """Weak: what the data do not show stays near what is usual."""
+        fitted = self.fitted
+        usual = torch.tensor([USUAL_STRENGTH.get(kind, 0.0) for _, kind in fitted.acts])
+        tight = torch.tensor([1.0 if kind == "knockout" else 0.05 for _, kind in fitted.acts])
+        return 0.5 * (tight * (fitted.strength - usual) ** 2).sum() + 0.05 * ((fitted.own - NO_DECAY) ** 2).sum() * 0.1
+
+    def _strengths_given_network(self) -> None:
+        """Of each guide whose gene is measured: what is left of its own gene's change after the network's part of it."""
+        fitted, g = self.fitted, self.fitted.measured
+        bare = fitted.interventions([Condition()] * len(self.conditions))
+        production, decay = fitted.dynamics.bind(bare, self.context)(FAR, self.observed)
+        network = torch.log(production / decay / fitted.dynamics.control_level[self.context])[:, :g]
+        place = {name: number for number, name in enumerate(fitted.nodes[:g])}
+        left: dict[int, list[float]] = {}
+        for row, condition in enumerate(self.conditions):
+            for act in condition:
+                key = act.target, act.kind or fitted.default_kind
+                if act.target in place and key in fitted.place:
+                    left.setdefault(fitted.place[key], []).append(float((self.change - network)[row, place[act.target]]))
+        for number, values in left.items():
+            self._set_strength(number, float(np.mean(values)))
+
+
+class _Gates(nn.Module):
+    """Hard-concrete gates on edges: stretched, clipped samples in training, the most likely value afterwards."""
+
+    def __init__(self, chance: Tensor) -> None:
+        super().__init__()
+        self.price = -torch.logit(chance)
+        # open at first: an edge that is shut from the start learns nothing
+        self.openness = nn.Parameter(torch.full_like(chance, 1.0))
+
+    def chance(self) -> Tensor:
+        """That an edge is open at all."""
+        return torch.sigmoid(self.openness - GATE_TEMPERATURE * math.log(-GATE_LOW / GATE_HIGH))
+
+    def cost(self) -> Tensor:
+        return (self.price * self.chance()).sum()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        logit = self.openness
+        if self.training:
+            logit = (logit + torch.logit(torch.rand_like(logit), eps=1e-6)) / GATE_TEMPERATURE
+        return weight * (torch.sigmoid(logit) * (GATE_HIGH - GATE_LOW) + GATE_LOW).clamp(0, 1)
+
+
+def _deviance(mean: Tensor, log_mean: Tensor, alpha: Tensor) -> Tensor:
+    """Negative log likelihood per cell of negative binomial counts of average `mean`, less its least value."""
+    least = (mean + 1 / alpha) * torch.log1p(alpha * mean) - torch.xlogy(mean, mean)
+    return (mean + 1 / alpha) * softplus(log_mean + torch.log(alpha)) - mean * log_mean - least
+
+
+def settle(
+    dynamics: RegulatoryDynamics,
+    acts: Interventions,
+    context: Tensor,
+    start: Tensor | None,
+    *,
+    steps: int = 15,
+    adjoint: int = 20,
+) -> tuple[Tensor, Tensor]:
+    """Log of steady levels over the reference, near a start, with gradients by the implicit function theorem.
+
+    Cheaper than :func:`perturbzoo.grn.steady.steady_state`, which is for answers: damped steps from the last answer, as many for the
+    gradient, and no check that they arrived.
+
+    Returns
+    -------
+    log level ``(N, nodes)``, and the same without gradient, to start from next time.
+    """
+    rates = dynamics.bind(acts, context)
+    reference = dynamics.control_level[context]
+
+    def mapped(z: Tensor) -> Tensor:
+        production, decay = rates(FAR, reference * torch.exp(z))
+        return torch.log(production / decay / reference)
+
+    with torch.no_grad():
+        z = torch.zeros_like(reference) if start is None else start
+        for _ in range(steps if start is not None else 3 * steps):
+            z = torch.lerp(z, mapped(z), 0.7)
+    anchor = z.detach().requires_grad_()
+    again = mapped(anchor)
+
+    def pulled(upstream: Tensor | None) -> Tensor | None:
+        if upstream is None:
+            return None
+        answer = upstream
+        for _ in range(adjoint):
+            image = upstream + torch.autograd.grad(again, anchor, answer, retain_graph=True)[0]
+            answer = torch.lerp(answer, image, 0.7)
+        return answer
+
+    result = mapped(z)
+    result.register_hook(pulled)
+    return result, result.detach()
