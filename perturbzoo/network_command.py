@@ -12,9 +12,10 @@ from perturbzoo.errors import PerturbZooError
 
 if TYPE_CHECKING:
     from perturbzoo.grn.effects import ScreenEffects
+    from perturbzoo.grn.levels import Levels
 
-# as in perturbzoo.grn.inference_methods, which is not imported for --help
-METHOD_NAMES = ("lasso", "mra", "total_effect", "pearson", "spearman", "trees", "partial_correlation")
+# as in perturbzoo.grn.inference, which is not imported for --help
+METHOD_NAMES = ("grn_ode", "lasso", "mra", "total_effect", "pearson", "spearman", "trees", "partial_correlation")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,7 +40,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--regulators", help="text file of genes that may regulate, one in each line (default: all)")
     parser.add_argument("--max_edges", type=int, help="write the strongest only")
-    parser.add_argument("--bootstraps", type=int, help="repetitions behind the probabilities (default: 20; none for trees)")
+    parser.add_argument(
+        "--bootstraps", type=int, help="repetitions behind the probabilities (default: 20; 4 for grn_ode, none for trees)"
+    )
     parser.add_argument(
         "--resample",
         choices=["errors", "conditions"],
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
     _check_output(output)
     prior = read_network_table(options.prior) if options.prior else None
     regulators = [line.strip() for line in read_text(options.regulators).splitlines()] if options.regulators else None
-    effects, said = read_effects(
+    effects, levels, said = read_effects(
         options.data,
         Columns(
             layer=options.layer,
@@ -78,6 +81,7 @@ def main(arguments: Sequence[str]) -> None:
     network = infer_network(
         effects,
         options.method,
+        levels=levels,
         prior=prior,
         prior_use=options.prior_use,
         prior_strength=options.prior_strength,
@@ -91,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
     print("\n".join([*said, "", str(identifiability_report(effects, network, prior)), "", f"network: {output}"]))
 
 
-def read_effects(path: str | os.PathLike[str], wanted: Any = None) -> tuple[ScreenEffects, list[str]]:
+def read_effects(path: str | os.PathLike[str], wanted: Any = None) -> tuple[ScreenEffects, Levels, list[str]]:
     """Read a screen and average it.
 
     Parameters
@@ -105,6 +109,8 @@ def read_effects(path: str | os.PathLike[str], wanted: Any = None) -> tuple[Scre
     -------
     effects
         Changes against the controls of the same context, for each condition and context.
+    levels
+        The same on the linear scale.
     said
         Lines on what was understood.
 
@@ -119,15 +125,32 @@ def read_effects(path: str | os.PathLike[str], wanted: Any = None) -> tuple[Scre
     from perturbzoo.data.reading import normalise
     from perturbzoo.data.screen import Columns, understand
     from perturbzoo.grn.effects import ScreenEffects
+    from perturbzoo.grn.levels import Levels
 
     columns = wanted or Columns()
     screen = understand(read_cells(path, columns.layer), columns, str(path), own=True)
+    unit = None
     if screen.value_space == "counts":
-        normalise(screen.values, screen.size_factor, float(np.median(screen.size_factor)))
+        depth = float(np.median(screen.size_factor))
+        normalise(screen.values, screen.size_factor, depth)
+        unit = float((depth / screen.size_factor).mean())
     effects = ScreenEffects.from_cells(
         screen.values, screen.genes, screen.conditions, screen.condition, screen.context, default_kind=screen.kind
     )
-    return effects, screen.report
+    pairs, pair = screen.pairs()
+    order = np.argsort(pair, kind="stable")
+    members = np.split(order, np.searchsorted(pair[order], np.arange(len(pairs))))[1:]
+    levels = Levels.from_cells(
+        screen.values,
+        screen.genes,
+        [screen.conditions[condition] for condition, _ in pairs],
+        np.array([context for _, context in pairs]),
+        members,
+        [np.flatnonzero(screen.is_control & (screen.context == context)) for context in range(len(screen.contexts))],
+        unit=unit,
+        default_kind=screen.kind,
+    )
+    return effects, levels, screen.report
 
 
 def _check_output(output: Path) -> None:

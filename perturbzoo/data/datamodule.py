@@ -346,6 +346,16 @@ class PerturbSeqDataModule(LightningDataModule):
         variance = np.maximum(squares - mean**2, 0.0) * (size / np.maximum(size - 1, 1))
         return mean, np.where(size > 1, variance, np.nan)
 
+    @property
+    def expression(self) -> sparse.csr_matrix:
+        """Expression of all cells, ``(cells, G)`` CSR, log1p-normalised; :attr:`index` counts its rows."""
+        return self._screen.values
+
+    @property
+    def size_factor(self) -> np.ndarray:
+        """Shape ``(cells,)``: depth of each cell in counts; 0 where the file held none."""
+        return self._screen.size_factor
+
     def training_cells(self) -> sparse.csr_matrix:
         """Expression of all training cells and controls, ``(cells, G)`` CSR, log1p-normalised."""
         rows = [self.index.cells_by_pair[pair] for pair in self.pairs_of("train")] + self.index.controls_by_context

@@ -74,9 +74,7 @@ def candidate_network(
         sign[prior.target, prior.regulator] = prior.sign
     known = sign[target, regulator]
     start = np.where(known == 0, 1e-6, 1e-6 * known)
-    return GeneRegulatoryNetwork(
-        tuple(genes), regulator, target, start, np.sign(start).astype(np.int8), probability[target, regulator]
-    )
+    return GeneRegulatoryNetwork(tuple(genes), regulator, target, start, known.astype(np.int8), probability[target, regulator])
 
 
 def _screened(levels: Levels, position: dict[str, int], nodes: int, count: int) -> np.ndarray:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.utils import parametrize
 
+from perturbzoo.data.batch import ConditionTable, encode_conditions
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.grn.dynamics import Kinetics, RegulatoryDynamics
 from perturbzoo.grn.interventions import FRACTIONAL, MECHANISMS, Interventions
@@ -67,14 +68,12 @@ class FitOptions:
         What a weight against the prior's sign costs more, in multiples of the penalty.
     stability
         Weight of the penalty on networks whose control state is not stable.
-    latent
-        Regulators that nobody measured, each with edges to and from all measured genes.
     residual_steps, fixed_point_steps
         Steps of the two stages.
     lr
         Adam's rate in the first stage; a third of it in the second. Both fall by a cosine.
     seed
-        For the start of latent regulators and for gates.
+        For what is drawn: gates.
     """
 
     kinetics: Kinetics = "hill"
@@ -83,7 +82,6 @@ class FitOptions:
     sparsity: Literal["l1", "gates"] = "l1"
     sign_penalty: float = 1.0
     stability: float = 1.0
-    latent: int = 0
     residual_steps: int = 300
     fixed_point_steps: int = 300
     lr: float = 0.03
@@ -94,7 +92,7 @@ class FitOptions:
             (self.penalty >= 0, f"penalty={self.penalty:g} must not be negative"),
             (0 <= self.prior_strength <= 1, f"prior_strength={self.prior_strength:g} lies outside [0, 1]"),
             (self.sparsity in ("l1", "gates"), f"sparsity='{self.sparsity}' is neither 'l1' nor 'gates'"),
-            (min(self.sign_penalty, self.stability, self.latent) >= 0, "sign_penalty, stability and latent start at 0"),
+            (min(self.sign_penalty, self.stability) >= 0, "sign_penalty and stability start at 0"),
             (self.residual_steps >= 1 and self.fixed_point_steps >= 0, "steps start at 1 (residual) and 0 (fixed point)"),
             (self.lr > 0, f"lr={self.lr:g} must be positive"),
         ):
@@ -160,10 +158,12 @@ class FittedNetwork(nn.Module):
         level = torch.cat([level, level.new_ones(len(level), nodes - measured)], dim=1)
         self.candidates, self.measured, self.default_kind = candidates, measured, default_kind
         self.acts = tuple((target, kind) for target, kind in acts)
+        self._measured = frozenset(candidates.genes[:measured])
         self.place = {act: number for number, act in enumerate(self.acts)}
         # a candidate on every pair of few genes is cheapest as a dense product
         dense = nodes <= 500 and len(candidates) > nodes * nodes / 10 and kinetics != "multiplicative"
-        self.dynamics = RegulatoryDynamics(candidates, kinetics=kinetics, reference=level, anchored=True, dense=dense)
+        start = candidates.resolve_signs("activating")
+        self.dynamics = RegulatoryDynamics(start, kinetics=kinetics, reference=level, anchored=True, dense=dense)
         for parameter in self.dynamics.parameters():
             parameter.requires_grad_(False)
         self.strength = nn.Parameter(torch.zeros(len(self.acts)))
@@ -184,29 +184,27 @@ class FittedNetwork(nn.Module):
         Raises
         ------
         PerturbZooError
-            A target is no node of the network.
+            A target is no node of the network, or a dose is outside its range.
         """
-        measured = set(self.nodes[: self.measured])
+        table = encode_conditions(conditions, [0] * len(conditions), self.nodes, self.default_kind)
+        return self.encode_table(table, self.nodes, tuple(map(str, conditions)))
+
+    def encode_table(self, table: ConditionTable, targets: Sequence[str], labels: Sequence[str] = ()) -> EncodedConditions:
+        """Encode a batch's table, whose `targets` count the names in `targets`."""
+        outside = torch.tensor([name not in self._measured for name in targets] or [True])[table.targets.clamp(min=0)]
         # a compound or cytokine has no gene: it is a node of its own, of which there is more
-        plain = [
-            Condition(
-                replace(act, kind="overexpression")
-                if (act.kind or self.default_kind) in ("compound", "cytokine") and act.target not in measured
-                else act
-                for act in condition
-            )
-            for condition in conditions
-        ]
-        given = Interventions.from_conditions(plain, self.nodes, default_kind=self.default_kind)
+        added = outside & ((table.kind == KINDS.index("compound")) | (table.kind == KINDS.index("cytokine")))
+        kind = torch.where(added, KINDS.index("overexpression"), table.kind)
+        given = Interventions.from_table(replace(table, kind=kind), targets, self.nodes, labels=labels)
         place = torch.full(given.targets.shape, -1)
         for row, column in torch.nonzero(given.targets >= 0).tolist():
             key = self.nodes[int(given.targets[row, column])], KINDS[int(given.kind[row, column])]
             place[row, column] = self.place.get(key, -1)
         return EncodedConditions(given, place)
 
-    def interventions(self, conditions: Sequence[Condition] | EncodedConditions) -> Interventions:
+    def interventions(self, conditions: EncodedConditions) -> Interventions:
         """Conditions with the strengths that were fitted; a guide nobody tested has the median one of its kind."""
-        given, place = conditions if isinstance(conditions, EncodedConditions) else self.encode(conditions)
+        given, place = conditions
         of_kind = {name: given.kind == KINDS.index(name) for name in MECHANISMS}
         inside = (given.targets >= 0) & (given.targets < self.measured)
         strength = self._each(self.strength, place, of_kind, USUAL_STRENGTH)
@@ -245,20 +243,16 @@ class FittedNetwork(nn.Module):
                 found = torch.where(unknown, middle, found)
         return found
 
-    def change(self, conditions: Sequence[Condition], context: Tensor | None = None) -> Tensor:
-        """Log of steady levels over those of the controls, shape ``(N, measured)``.
+    def change(self, conditions: Sequence[Condition] | EncodedConditions, context: Tensor | None = None) -> Tensor:
+        """Log of the steady levels of all nodes over those of the controls, shape ``(N, nodes)``.
 
         Raises
         ------
         PerturbZooError
-            A target is no node, or there is no stable steady state: names condition and gene.
+            A target is no node, or there is no steady state: names condition and gene.
         """
-        if not len(conditions):
-            return torch.zeros(0, self.measured)
-        return self.log_levels(self.interventions(conditions), context)[:, : self.measured]
-
-    def log_levels(self, acts: Interventions, context: Tensor | None = None) -> Tensor:
-        """Log of the steady levels of all nodes over the reference, shape ``(N, nodes)``."""
+        encoded = conditions if isinstance(conditions, EncodedConditions) else self.encode(conditions)
+        acts = self.interventions(encoded)
         rows = torch.zeros(len(acts), dtype=torch.int64) if context is None else context
         reference = self.dynamics.control_level[rows]
         state = steady_state(self.dynamics.bind(acts, rows), reference, tolerance=1e-4, unstable="keep")
@@ -306,7 +300,6 @@ def fit_network(
     chosen = options or FitOptions()
     if candidates.genes[: len(levels.genes)] != levels.genes:
         raise PerturbZooError("network fit: the candidates' nodes must begin with the genes of the levels, in their order")
-    candidates = _with_latent(candidates, len(levels.genes), chosen.latent, chosen.seed)
     floor = 1e-6 * max(float(levels.control.mean()), 1e-12)
     fitted = FittedNetwork(
         candidates,
@@ -322,8 +315,11 @@ def fit_network(
     return fitted
 
 
-def _with_latent(candidates: GeneRegulatoryNetwork, measured: int, count: int, seed: int) -> GeneRegulatoryNetwork:
-    """Add latent regulators, with small random weights that tell them apart."""
+def with_latent(candidates: GeneRegulatoryNetwork, measured: int, count: int, seed: int = 0) -> GeneRegulatoryNetwork:
+    """Add `count` regulators that nobody measured, each with edges to and from all measured genes.
+
+    Their small random weights tell them apart.
+    """
     if not count:
         return candidates
     rng = np.random.default_rng(seed)
@@ -550,7 +546,7 @@ class _Fit:
     def _strengths_given_network(self) -> None:
         """Of each guide whose gene is measured: what is left of its own gene's change after the network's part of it."""
         fitted, g = self.fitted, self.fitted.measured
-        bare = fitted.interventions([Condition()] * len(self.conditions))
+        bare = None
         production, decay = fitted.dynamics.bind(bare, self.context)(FAR, self.observed)
         network = torch.log(production / decay / fitted.dynamics.control_level[self.context])[:, :g]
         place = {name: number for number, name in enumerate(fitted.nodes[:g])}

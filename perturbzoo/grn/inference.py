@@ -5,7 +5,7 @@ The methods are in :mod:`perturbzoo.grn.inference_methods`. Knows no model and n
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +14,15 @@ import pandas as pd
 
 from perturbzoo.errors import PerturbZooError, near_matches, shortened
 from perturbzoo.grn.effects import ScreenEffects
+from perturbzoo.grn.inference_kinetics import REPETITIONS, infer_kinetics
 from perturbzoo.grn.inference_methods import FROM_SINGLES, METHODS
+from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 
+KINETIC = "grn_ode"
+NAMES = (KINETIC, *METHODS)
 BOOTSTRAPS = 20
+FEWER = {"trees": 0, KINETIC: REPETITIONS}
 WEAK = 2.0  # signal to noise below which a gene's own perturbation is not told from none
 
 
@@ -25,6 +30,7 @@ def infer_network(
     effects: ScreenEffects,
     method: str = "lasso",
     *,
+    levels: Levels | None = None,
     prior: GeneRegulatoryNetwork | pd.DataFrame | None = None,
     prior_use: Literal["weight", "restrict"] = "weight",
     prior_strength: float = 0.9,
@@ -42,7 +48,10 @@ def infer_network(
     effects
         Changes of genes by condition.
     method
-        A name in :data:`perturbzoo.grn.inference_methods.METHODS`.
+        A name in :data:`perturbzoo.grn.inference_methods.METHODS`, or ``grn_ode``: fitted kinetics
+        (:mod:`perturbzoo.grn.inference_kinetics`), for which a prior's edges cost less instead of scoring more.
+    levels
+        For ``grn_ode``, the same screen on the linear scale; None: `effects` are read as log levels.
     prior
         Edges believed before, as a network or a table with `regulator`, `target` and optionally `probability`; edges of
         other genes are left out, signs and weights are not used.
@@ -57,7 +66,7 @@ def infer_network(
     max_edges
         Keep the strongest only.
     bootstraps
-        Repetitions behind `probability`; None: 20, but none for trees, which are slow. 0: every probability is 1.
+        Repetitions behind `probability`; None: 20, 4 for ``grn_ode``, none for trees, which are slow. 0: every probability is 1.
     resample
         What a repetition changes: effects are redrawn within their ``"errors"``, or ``"conditions"`` are drawn with
         replacement. None: errors where they are known, because a screen that perturbs each gene once loses a third of the
@@ -79,9 +88,9 @@ def infer_network(
         An argument is unknown or out of range, no regulator or no edge of the prior is measured, or the method needs genes
         that were perturbed alone and there are none.
     """
-    if method not in METHODS:
-        raise PerturbZooError(f"no method '{method}'{near_matches(method, METHODS) or ';'} there are {', '.join(METHODS)}")
-    repetitions = (0 if method == "trees" else BOOTSTRAPS) if bootstraps is None else bootstraps
+    if method not in NAMES:
+        raise PerturbZooError(f"no method '{method}'{near_matches(method, NAMES) or ';'} there are {', '.join(NAMES)}")
+    repetitions = FEWER.get(method, BOOTSTRAPS) if bootstraps is None else bootstraps
     for holds, complaint in (
         (prior_use in ("weight", "restrict"), f"prior_use is '{prior_use}'; it is 'weight' or 'restrict'"),
         (0 <= prior_strength <= 1, f"prior_strength is {prior_strength:g}, outside [0, 1]"),
@@ -101,6 +110,20 @@ def infer_network(
         raise PerturbZooError(
             f"{method} needs conditions that perturb one measured gene alone; the targets are {shortened(sorted(targets))}"
         )
+    if method == KINETIC:
+        from perturbzoo.grn.fitting import FitOptions
+
+        network = infer_kinetics(
+            levels or Levels.from_effects(effects),
+            prior=None if prior is None else placed_prior(prior, effects.genes, effects.unmeasured),
+            restrict=prior_use == "restrict",
+            regulators=regulators,
+            repetitions=repetitions,
+            resample=resample or "errors",
+            options=FitOptions(prior_strength=prior_strength),
+            seed=seed,
+        )
+        return network if max_edges is None else _first(network, max_edges)
     allowed, factor = _candidates(effects, prior, prior_use, prior_strength, regulators)
     infer = METHODS[method]
     scores = infer(effects, allowed, seed) * factor
@@ -156,15 +179,40 @@ def _candidates(
     return allowed, factor
 
 
-def placed_prior(prior: GeneRegulatoryNetwork | pd.DataFrame, genes: Collection[str]) -> GeneRegulatoryNetwork:
-    """Return the prior over the measured genes, each pair once, without self loops and edges of other genes."""
+def placed_prior(
+    prior: GeneRegulatoryNetwork | pd.DataFrame, genes: Sequence[str], regulators: Sequence[str] = ()
+) -> GeneRegulatoryNetwork:
+    """Return the prior over the measured genes and further `regulators`, each pair once, without self loops and other genes' edges."""
     table = prior.edges if isinstance(prior, GeneRegulatoryNetwork) else prior
     try:
-        return GeneRegulatoryNetwork.from_edges(
-            table, list(genes), outside="drop", self_loops="drop", duplicates="strongest", contradictory="unknown"
+        placed = GeneRegulatoryNetwork.from_edges(
+            table, [*genes, *regulators], outside="drop", self_loops="drop", duplicates="strongest", contradictory="unknown"
         )
     except PerturbZooError as error:
         raise PerturbZooError(f"prior: {error}") from error
+    kept = placed.target < len(genes)  # of what is not measured nobody can say what regulates it
+    parts = (getattr(placed, name)[kept] for name in ("regulator", "target", "weight", "sign", "probability"))
+    return GeneRegulatoryNetwork(placed.genes, *parts)
+
+
+def read_prior(paths: str | Sequence[str], genes: Sequence[str], regulators: Sequence[str] = ()) -> GeneRegulatoryNetwork:
+    """Read one network file or several, whose edges are joined, and place them; see :func:`placed_prior`.
+
+    A pair that several files list keeps the highest probability; files that contradict each other leave its sign unknown.
+    """
+    from perturbzoo.grn.network_tables import read_network_table
+
+    files = [paths] if isinstance(paths, str) else list(paths)
+    if not files:
+        raise PerturbZooError("prior: no file given")
+    return placed_prior(pd.concat([read_network_table(file) for file in files], ignore_index=True), genes, regulators)
+
+
+def _first(network: GeneRegulatoryNetwork, count: int) -> GeneRegulatoryNetwork:
+    """The strongest edges."""
+    kept = np.sort(np.argsort(-np.abs(network.weight), kind="stable")[:count])
+    parts = (getattr(network, name)[kept] for name in ("regulator", "target", "weight", "sign", "probability"))
+    return GeneRegulatoryNetwork(network.genes, *parts)
 
 
 def _strongest(scores: np.ndarray, count: int) -> np.ndarray:

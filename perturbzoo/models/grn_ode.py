@@ -1,0 +1,461 @@
+r"""GRNODE: a gene regulatory network as an ordinary differential equation, alone or around any model of the zoo.
+
+Kinetics (:mod:`perturbzoo.grn.dynamics`), with x the levels of all genes and the interventions of a condition c acting by their
+biology (:mod:`perturbzoo.grn.interventions`):
+
+.. math:: \dot x = v\, f(b + W \varphi(\eta_c x))\, \kappa_c(t) + s_c(t) - \gamma x, \qquad
+    z_c = \log x^*_c - \log x^*_0
+
+with :math:`x^*` the steady states. W lives on candidate edges: a prior's, those that the screen points at, all pairs of few genes.
+Weights, basal levels and guide strengths are fitted to the training pseudobulks by :mod:`perturbzoo.grn.fitting`; no step
+of it looks at single cells, and one epoch of ``fit`` is all it needs. Equations of this kind go back to the modular response analysis
+of Kholodenko et al. (PNAS 2002); the steady state with interventions as parameters to PerturbODE (https://arxiv.org/abs/2501.02409)
+and Bicycle (Rohbeck et al., CLeaR 2024).
+
+A prediction in the zoo's space integrates negative binomial counts: with m a gene's control level and :math:`\alpha` its
+dispersion,
+
+.. math:: \hat\delta_{cg} = \mathbb{E}\log1p(n \mid m e^{z}) - \mathbb{E}\log1p(n \mid m)
+
+**Around a model.** A backbone predicts :math:`\hat\delta^B`. It is trained first, and stays as it is. Its changes, as log levels
+:math:`z^B`, are moved towards what the network can do,
+
+.. math:: \tilde z = \arg\min_z |z - z^B|^2 + \tau\, |z - \log F_c(e^z)|^2, \qquad
+    \hat\delta = \hat\delta^B + \hat\delta(\tilde z) - \hat\delta(z^B)
+
+F is the map whose fixed point is the steady state, and :math:`\tau` what is best on the validation conditions: 0, which leaves the
+backbone alone, among them. Conditions that nobody measured, predicted by the backbone, can join the fit with a weight
+(`distil`): what the backbone knows of them reaches the network.
+
+Ask a fitted model what it has learned with :mod:`perturbzoo.models.network_answers`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from perturbzoo.checkpoint import load
+from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_conditions
+from perturbzoo.data.datamodule import PerturbSeqDataModule
+from perturbzoo.errors import PerturbZooError, PerturbZooWarning
+from perturbzoo.evaluation.pseudobulk import Pseudobulks
+from perturbzoo.grn.candidates import candidate_network
+from perturbzoo.grn.consistency import project
+from perturbzoo.grn.fitting import FitOptions, FittedNetwork, fit_network, with_latent
+from perturbzoo.grn.inference import read_prior
+from perturbzoo.grn.levels import Levels
+from perturbzoo.grn.network import GeneRegulatoryNetwork
+from perturbzoo.models import find_model
+from perturbzoo.models.base import ConditionDeltaModel, PerturbationModel
+from perturbzoo.models.likelihood import expected_log1p
+from perturbzoo.models.network_answers import NetworkAnswers
+from perturbzoo.perturbation import Condition, Intervention
+
+TAUS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+LARGEST_CHANGE = 6.0  # natural log: no prediction is read as more
+
+
+class GRNODE(NetworkAnswers, ConditionDeltaModel):
+    """A network's kinetics, alone or around another model.
+
+    Parameters
+    ----------
+    backbone
+        A model of the zoo, ``{class_path: GEARS, init_args: {...}}``, or the path of its checkpoint; None: the network alone.
+    backbone_epochs
+        Epochs a backbone that is given by its class is trained for; the best by the validation conditions is kept.
+    joint
+        Go on training the backbone in the epochs of the fit, towards the data and towards the network's own prediction.
+    joint_weight
+        Weight of the latter.
+    distil, distil_conditions
+        Weight beside a measured condition's 1, and number, of unmeasured conditions (singles first, then pairs) for which the
+        backbone's prediction joins the network's fit. 0: none.
+    tau
+        Weight of the projection; None: the best of a few on the validation conditions.
+    prior
+        Network believed before, in any layout that perturbzoo reads; or several, whose edges are joined.
+    prior_use
+        ``weight``: its edges cost less. ``restrict``: there are no others.
+    kinetics, penalty, prior_strength, sparsity, sign_penalty, stability
+        As in :class:`perturbzoo.grn.fitting.FitOptions`.
+    screened
+        Regulators of each gene beside the prior's, where there are more than 500 nodes; see
+        :func:`perturbzoo.grn.candidates.candidate_network`.
+    latent
+        Regulators that nobody measured.
+    members
+        Fits to the data and, from the second on, to data with noise of their standard errors: edges' probabilities, and the
+        error of predictions, from how they differ.
+    residual_steps, fixed_point_steps, lr
+        Of each fit.
+    """
+
+    tau: Tensor
+    control: Tensor
+    dispersion: Tensor
+
+    def __init__(
+        self,
+        backbone: dict[str, Any] | str | None = None,
+        backbone_epochs: int = 20,
+        joint: bool = False,
+        joint_weight: float = 1.0,
+        distil: float = 0.0,
+        distil_conditions: int = 100,
+        tau: float | None = None,
+        prior: str | list[str] | None = None,
+        prior_use: Literal["weight", "restrict"] = "weight",
+        kinetics: Literal["additive", "hill", "multiplicative"] = "hill",
+        penalty: float = 2.0,
+        prior_strength: float = 0.9,
+        sparsity: Literal["l1", "gates"] = "l1",
+        sign_penalty: float = 1.0,
+        stability: float = 1.0,
+        screened: int = 20,
+        latent: int = 0,
+        members: int = 1,
+        residual_steps: int = 300,
+        fixed_point_steps: int = 300,
+        lr: float = 0.03,
+    ) -> None:
+        super().__init__()
+        for holds, complaint in (
+            (members >= 1, f"members={members}: give 1 or more"),
+            (tau is None or tau >= 0, f"tau={tau} must not be negative"),
+            (distil >= 0 and distil_conditions >= 0, "distil and distil_conditions start at 0"),
+            (prior_use in ("weight", "restrict"), f"prior_use='{prior_use}' is neither 'weight' nor 'restrict'"),
+            (prior_use == "weight" or prior is not None, "prior_use='restrict' needs a prior"),
+            (backbone is not None or not (joint or distil), "joint and distil are about a backbone, and there is none"),
+        ):
+            if not holds:
+                raise PerturbZooError(f"GRNODE: {complaint}")
+        self.save_hyperparameters()
+        self.automatic_optimization = False  # the network is fitted when fit starts; a joint backbone takes its own steps
+        self._options()  # wrong options are refused now
+        self._trained: PerturbationModel | None = None
+        self.backbone: PerturbationModel | None = None
+        self.register_buffer("tau", torch.tensor(0.0 if tau is None else float(tau)))
+
+    def _options(self, seed: int = 0) -> FitOptions:
+        names = (
+            "kinetics", "penalty", "prior_strength", "sparsity", "sign_penalty", "stability", "residual_steps", "fixed_point_steps",
+            "lr",
+        )  # fmt: skip
+        return FitOptions(**{name: self.hparams[name] for name in names}, seed=seed)
+
+    # ------------------------------------------------------------------ from data to layers
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer.world_size > 1:
+            raise PerturbZooError("GRNODE is fitted to pseudobulks by one process: fit it with --trainer.devices 1")
+        super().setup(stage)
+
+    def prepare(self, data: PerturbSeqDataModule) -> dict[str, Any]:
+        spec = self.get_spec()
+        levels = training_levels(data)
+        nodes = [*spec.genes, *(target for target in spec.targets if target not in set(spec.genes))]
+        prior = None
+        if self.hparams["prior"] is not None:
+            prior = read_prior(self.hparams["prior"], spec.genes, nodes[spec.n_genes :])
+        candidates = candidate_network(
+            levels, nodes, prior, screened=self.hparams["screened"], restrict=self.hparams["prior_use"] == "restrict"
+        )
+        candidates = with_latent(candidates, spec.n_genes, self.hparams["latent"])
+        self._trained = self._train_backbone(data)
+        acts = sorted({(act.target, act.kind or levels.default_kind) for one in levels.conditions for act in one})
+        dispersion = np.full(spec.n_genes, 0.1) if levels.dispersion is None else levels.dispersion
+        prepared = {
+            "candidates": candidates.to_state(),
+            "control": torch.as_tensor(levels.control, dtype=torch.float32),
+            "dispersion": torch.as_tensor(dispersion, dtype=torch.float32),
+            "unit": float(levels.unit or 1.0),
+            "acts": [list(act) for act in acts],
+        }
+        if self._trained is not None:
+            prepared["backbone"] = {
+                "class": type(self._trained).__name__,
+                "arguments": dict(self._trained.hparams),
+                "prepared": self._trained.prepared,
+            }
+        return prepared
+
+    def _train_backbone(self, data: PerturbSeqDataModule) -> PerturbationModel | None:
+        """Read the backbone's checkpoint, or train one on the same data."""
+        wanted = self.hparams["backbone"]
+        if wanted is None:
+            return None
+        if isinstance(wanted, str):
+            trained = load(wanted)
+            if trained.get_spec().to_json() != self.get_spec().to_json():
+                raise PerturbZooError(f"GRNODE: the backbone {wanted} was trained on other data, or another split of them")
+            return trained
+        from lightning.pytorch import Trainer
+
+        if "class_path" not in wanted:
+            raise PerturbZooError("GRNODE: a backbone is {class_path: GEARS, init_args: {...}} or the path of a checkpoint")
+        model: PerturbationModel = find_model(wanted["class_path"].rpartition(".")[2])(**wanted.get("init_args", {}))
+        outer = data.trainer
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(
+                max_epochs=self.hparams["backbone_epochs"],
+                accelerator="cpu" if self.device.type == "cpu" else "auto",
+                devices=1,
+                logger=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                default_root_dir=folder,
+            )
+            trainer.fit(model, datamodule=data)
+            trained = load(Path(folder) / "checkpoints" / "best.ckpt")
+        data.trainer = outer
+        print(f"GRNODE: backbone {type(model).__name__} trained for {self.hparams['backbone_epochs']} epochs")
+        return trained
+
+    def build(self) -> None:
+        prepared, spec = self.prepared, self.get_spec()
+        candidates = GeneRegulatoryNetwork.from_state(prepared["candidates"])
+        acts = [(target, kind) for target, kind in prepared["acts"]]
+        floor = 1e-6 * max(float(prepared["control"].mean()), 1e-12)
+        self.networks = nn.ModuleList(
+            FittedNetwork(
+                candidates,
+                spec.n_genes,
+                prepared["control"].clamp(min=floor),
+                acts,
+                spec.default_kind,
+                self.hparams["kinetics"],
+            )
+            for _ in range(self.hparams["members"])
+        )
+        self.register_buffer("control", prepared["control"].clamp(min=floor))
+        self.register_buffer("dispersion", prepared["dispersion"])
+        self.unit = prepared["unit"]
+        if "backbone" in prepared:
+            part = prepared["backbone"]
+            self.backbone = find_model(part["class"])(**part["arguments"])
+            assert self.backbone is not None
+            self.backbone.spec, self.backbone.prepared = spec, part["prepared"]
+            self.backbone.configure_model()
+            if self._trained is not None:
+                self.backbone.load_state_dict(self._trained.state_dict())
+
+    def members(self) -> list[FittedNetwork]:
+        """The fitted networks."""
+        return [network for network in self.networks if isinstance(network, FittedNetwork)]
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The targets of the data, then every other measured gene: a network can be asked about all of them."""
+        spec = self.get_spec()
+        if self.backbone is not None:
+            return self.backbone.target_names
+        return (*spec.targets, *(gene for gene in spec.genes if gene not in set(spec.targets)))
+
+    @property
+    def predicts_variance(self) -> bool:
+        return self.hparams["members"] > 1
+
+    # ------------------------------------------------------------------ fitting
+
+    def on_fit_start(self) -> None:
+        levels = training_levels(self.data)
+        rng = np.random.default_rng(self.trainer.current_epoch)
+        extra = self._distilled(levels)
+        for number, network in enumerate(self.members()):
+            seen = levels if number == 0 else levels.with_noise(rng)
+            fitted = fit_network(_joined(seen, extra), network.candidates, self._options(seed=number))
+            network.load_state_dict(fitted.state_dict())
+            network.acts, network.place = fitted.acts, fitted.place
+
+    def _distilled(self, levels: Levels) -> Levels | None:
+        """Unmeasured conditions as the backbone predicts them."""
+        count = self.hparams["distil_conditions"]
+        if self.backbone is None or not self.hparams["distil"] or not count:
+            return None
+        measured = set(levels.conditions)
+        names = self.target_names
+        known = [name for name in names if name in set(self.get_spec().targets)]
+        wanted = [Condition([Intervention(name)]) for name in known]
+        wanted += [wanted[a] | wanted[b] for a in range(len(known)) for b in range(a + 1, len(known))][: 20 * count]
+        wanted = [one for one in wanted if one not in measured][:count]
+        if not wanted:
+            return None
+        change = self.backbone_change(wanted, [0] * len(wanted))
+        return predicted_levels(levels, wanted, change.numpy(), weight=self.hparams["distil"])
+
+    def training_step(self, batch: PerturbationBatch, batch_idx: int) -> None:  # type: ignore[override]
+        """Nothing, the fit is done; with `joint` a step of the backbone."""
+        if not self.hparams["joint"]:
+            return
+        assert self.backbone is not None
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        terms = self.loss(batch)
+        self.manual_backward(torch.stack(list(terms.values())).sum())
+        optimizer.step()
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=len(batch), on_epoch=True)
+
+    def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
+        if self.backbone is None:
+            return {"mse": (self(batch).mean - batch.observed).square().mean()}
+        terms = self.backbone.loss(batch)
+        with torch.no_grad():
+            own = self.expected(self.network_change(batch.table)[0], batch.table.context)
+        moved = batch.condition_means(self.backbone(batch).mean - batch.control)
+        return {**terms, "network": self.hparams["joint_weight"] * (moved - own).square().mean()}
+
+    def configure_optimizers(self) -> Any:
+        if not self.hparams["joint"]:
+            return None
+        assert self.backbone is not None
+        made = self.backbone.configure_optimizers()
+        return made["optimizer"] if isinstance(made, dict) else made
+
+    def calibrate(self, bulks: Pseudobulks) -> Pseudobulks:
+        """Choose tau on the validation pseudobulks, if it was not given, and scale the variances there."""
+        if self.backbone is None or self.hparams["tau"] is not None:
+            return super().calibrate(bulks)
+        table = self.data.table.select(torch.from_numpy(bulks.pair))
+        control = torch.as_tensor(bulks.control, dtype=torch.float32)
+        best = (np.inf, bulks)
+        for tau in TAUS:
+            self.tau.fill_(tau)
+            delta, _ = self.delta(table, control)
+            predicted = bulks.control + delta.double().cpu().numpy()
+            error = float(((predicted - bulks.observed) ** 2).mean())
+            if error < best[0] * (1 - 1e-6):
+                best = error, replace(bulks, predicted=predicted)
+                chosen = tau
+        self.tau.fill_(chosen)
+        return super().calibrate(best[1])
+
+    # ------------------------------------------------------------------ predicting
+
+    def expected(self, change: Tensor, context: Tensor) -> Tensor:
+        """From log levels to the zoo's space: ``(C, G)`` natural log in, expected change of log1p-normalised counts out."""
+        control = self.control[context.clamp(min=0)]
+        unit = self.dispersion.new_full((len(control),), self.unit)
+        theta = 1 / self.dispersion
+        with torch.no_grad():
+            rest = expected_log1p(control / self.unit, theta, unit)
+            return expected_log1p(control * torch.exp(change) / self.unit, theta, unit) - rest
+
+    def log_change(self, delta: Tensor, context: Tensor) -> Tensor:
+        """The inverse of :meth:`expected`, by bisection; no change is taken for more than e⁶-fold."""
+        low, high = torch.full_like(delta, -LARGEST_CHANGE), torch.full_like(delta, LARGEST_CHANGE)
+        for _ in range(24):
+            middle = (low + high) / 2
+            below = self.expected(middle, context) < delta
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+    def network_change(self, table: ConditionTable) -> tuple[Tensor, Tensor | None]:
+        """Log change of levels by the network alone, ``(C, G)``, and its variance between members."""
+        found = [
+            network.change(network.encode_table(table, self.target_names), table.context.clamp(min=0))[:, : network.measured]
+            for network in self.members()
+        ]
+        each = torch.stack(found)
+        return each.mean(0), each.var(0) if len(each) > 1 else None
+
+    def backbone_change(self, conditions: list[Condition], contexts: list[int]) -> Tensor:
+        """Log change of levels as the backbone predicts it, shape ``(N, G)``."""
+        table = encode_conditions(conditions, contexts, self.target_names, self.get_spec().default_kind)
+        control = torch.from_numpy(self.get_spec().control_mean)[table.context]
+        return self.log_change(self._backbone_delta(table, control)[0], table.context)
+
+    def _backbone_delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert self.backbone is not None
+        if isinstance(self.backbone, ConditionDeltaModel):
+            return self.backbone.delta(table, context_control)
+        rows = torch.arange(len(table), device=context_control.device)
+        depth = context_control.new_full((len(table),), self.get_spec().depth)
+        covariates = torch.zeros(len(table), len(self.get_spec().covariates), dtype=torch.int64)
+        batch = PerturbationBatch(
+            None, context_control, rows, table, context_control, depth, depth, covariates, rows, rows, self.get_spec().depth
+        )
+        prediction = self.backbone.evaluate(batch)
+        return prediction.mean - context_control, prediction.variance
+
+    def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
+        context = table.context.clamp(min=0)
+        if self.backbone is None:
+            change, spread = self.network_change(table)
+            slope = (self.expected(change + 0.01, context) - self.expected(change - 0.01, context)) / 0.02
+            return self.expected(change, context), None if spread is None else spread * slope**2 + 1e-8
+        delta, variance = self._backbone_delta(table, context_control)
+        if float(self.tau) > 0:
+            network = self.members()[0]
+            change = self.log_change(delta, context)
+            acts = network.interventions(network.encode_table(table, self.target_names))
+            moved = project(network.dynamics, acts, change, context, float(self.tau))
+            delta = delta + self.expected(moved, context) - self.expected(change, context)
+        if self.hparams["members"] > 1:
+            change, spread = self.network_change(table)
+            assert spread is not None
+            slope = (self.expected(change + 0.01, context) - self.expected(change - 0.01, context)) / 0.02
+            variance = spread * slope**2 + 1e-8 + (0.0 if variance is None else variance)
+        else:
+            variance = None
+        return delta, variance
+
+
+def training_levels(data: PerturbSeqDataModule) -> Levels:
+    """Pseudobulks of the training cells on the linear scale."""
+    spec = data.spec
+    assert spec is not None
+    pairs = data.pairs_of("train")
+    members = [data.index.cells_by_pair[pair] for pair in pairs]
+    unit = None
+    if spec.depth > 0:
+        used = np.concatenate([*members, *data.index.controls_by_context])
+        unit = float((spec.depth / data.size_factor[used]).mean())
+    else:
+        warnings.warn("the data hold no counts: the network's noise is taken from the spread of the cells", PerturbZooWarning)
+    return Levels.from_cells(
+        data.expression,
+        spec.genes,
+        [data.conditions[pair] for pair in pairs],
+        data.index.context_of_pair[pairs],
+        members,
+        data.index.controls_by_context,
+        unit=unit,
+        default_kind=spec.default_kind,
+    )
+
+
+def predicted_levels(levels: Levels, conditions: list[Condition], change: np.ndarray, weight: float = 1.0) -> Levels:
+    """Predicted log changes ``(N, G)`` as levels beside those of a screen, in its first context, with its usual errors."""
+    error = np.broadcast_to(np.median(levels.error, axis=0), change.shape)
+    return replace(
+        levels,
+        conditions=tuple(conditions),
+        context=np.zeros(len(conditions), dtype=np.int64),
+        level=levels.control[[0]] * np.exp(change),
+        error=error,
+        weight=np.full(len(conditions), weight),
+    )
+
+
+def _joined(levels: Levels, extra: Levels | None) -> Levels:
+    if extra is None:
+        return levels
+    return replace(
+        levels,
+        conditions=(*levels.conditions, *extra.conditions),
+        **{
+            name: np.concatenate([getattr(levels, name), getattr(extra, name)])
+            for name in ("context", "level", "error", "weight")
+        },
+    )
