@@ -252,11 +252,32 @@ class FittedNetwork(nn.Module):
             A target is no node, or there is no steady state: names condition and gene.
         """
         encoded = conditions if isinstance(conditions, EncodedConditions) else self.encode(conditions)
-        acts = self.interventions(encoded)
-        rows = torch.zeros(len(acts), dtype=torch.int64) if context is None else context
-        reference = self.dynamics.control_level[rows]
-        state = steady_state(self.dynamics.bind(acts, rows), reference, tolerance=1e-4, unstable="keep")
+        rows = torch.zeros(len(encoded.place), dtype=torch.int64) if context is None else context
+        return self.settled(self.interventions(encoded), rows)
+
+    def settled(self, acts: Interventions, context: Tensor) -> Tensor:
+        """As :meth:`change`, for acts."""
+        reference = self.dynamics.control_level[context]
+        state = steady_state(self.dynamics.bind(acts, context), reference, tolerance=1e-4, unstable="keep")
         return torch.log(state / reference)
+
+    def pruned(self) -> RegulatoryDynamics:
+        """The kinetics without edges that were not found: the same, and faster."""
+        kept = (self.dynamics.weight.detach() != 0).numpy()
+        edges, weight = self.candidates, self.dynamics.weight.detach().double().numpy()
+        network = GeneRegulatoryNetwork(
+            edges.genes,
+            edges.regulator[kept],
+            edges.target[kept],
+            weight[kept],
+            np.sign(weight[kept]).astype(np.int8),
+            edges.probability[kept],
+        )
+        dynamics = RegulatoryDynamics(
+            network, kinetics=self.dynamics.kinetics, reference=self.dynamics.control_level, anchored=True
+        ).requires_grad_(False)
+        dynamics.bias.copy_(self.dynamics.bias)
+        return dynamics
 
     def network(self) -> GeneRegulatoryNetwork:
         """The edges that were found, with their probabilities."""
@@ -464,6 +485,9 @@ class _Fit:
             gate.eval()
             fitted.probability.copy_(gate.chance().detach())
             parametrize.remove_parametrizations(dynamics, "weight", leave_parametrized=True)
+        with torch.no_grad():
+            # what the smooth penalty leaves of a 0 is 0
+            dynamics.weight[dynamics.weight.abs() <= ABSENT] = 0
         for parameter in fitted.parameters():
             parameter.requires_grad_(False)
             if not bool(torch.isfinite(parameter).all()):

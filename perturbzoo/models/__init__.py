@@ -17,6 +17,7 @@ MODELS: dict[str, str] = {
     "Ensemble": "perturbzoo.models.ensemble",
     "CellOT": "perturbzoo.models.cellot",
     "FlowMatching": "perturbzoo.models.flow_matching",
+    "GRNODE": "perturbzoo.models.grn_ode",
 }
 
 __all__ = ["BASELINES", "MODELS", "find_model"]  # and every name in MODELS, imported when first asked for

@@ -49,17 +49,20 @@ from perturbzoo.errors import PerturbZooError, PerturbZooWarning
 from perturbzoo.evaluation.pseudobulk import Pseudobulks
 from perturbzoo.grn.candidates import candidate_network
 from perturbzoo.grn.consistency import project
+from perturbzoo.grn.counterfactual import fit_extrinsic_noise
 from perturbzoo.grn.fitting import FitOptions, FittedNetwork, fit_network, with_latent
 from perturbzoo.grn.inference import read_prior
+from perturbzoo.grn.interventions import Interventions
 from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.models import find_model
 from perturbzoo.models.base import ConditionDeltaModel, PerturbationModel
 from perturbzoo.models.likelihood import expected_log1p
-from perturbzoo.models.network_answers import NetworkAnswers
+from perturbzoo.models.network_answers import NetworkAnswers, mean_delta
 from perturbzoo.perturbation import Condition, Intervention
 
 TAUS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+MIN_CELLS, MAX_GENES = 50, 5000  # for what cells share: cells to see it in, genes whose covariance fits in memory
 LARGEST_CHANGE = 6.0  # natural log: no prediction is read as more
 
 
@@ -179,6 +182,8 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             "dispersion": torch.as_tensor(dispersion, dtype=torch.float32),
             "unit": float(levels.unit or 1.0),
             "acts": [list(act) for act in acts],
+            "level_error": torch.as_tensor(np.median(levels.error, axis=0), dtype=torch.float32),
+            **_extrinsic(data, levels),
         }
         if self._trained is not None:
             prepared["backbone"] = {
@@ -240,6 +245,8 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
         )
         self.register_buffer("control", prepared["control"].clamp(min=floor))
         self.register_buffer("dispersion", prepared["dispersion"])
+        for name in ("level_error", "extrinsic_loading", "extrinsic_dispersion"):
+            self.register_buffer(name, prepared[name])
         self.unit = prepared["unit"]
         if "backbone" in prepared:
             part = prepared["backbone"]
@@ -373,20 +380,26 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
         """Log change of levels as the backbone predicts it, shape ``(N, G)``."""
         table = encode_conditions(conditions, contexts, self.target_names, self.get_spec().default_kind)
         control = torch.from_numpy(self.get_spec().control_mean)[table.context]
-        return self.log_change(self._backbone_delta(table, control)[0], table.context)
+        return self.log_change(self._backbone_delta(table, control), table.context)
 
-    def _backbone_delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _backbone_delta(self, table: ConditionTable, context_control: Tensor) -> Tensor:
         assert self.backbone is not None
-        if isinstance(self.backbone, ConditionDeltaModel):
-            return self.backbone.delta(table, context_control)
-        rows = torch.arange(len(table), device=context_control.device)
-        depth = context_control.new_full((len(table),), self.get_spec().depth)
-        covariates = torch.zeros(len(table), len(self.get_spec().covariates), dtype=torch.int64)
-        batch = PerturbationBatch(
-            None, context_control, rows, table, context_control, depth, depth, covariates, rows, rows, self.get_spec().depth
-        )
-        prediction = self.backbone.evaluate(batch)
-        return prediction.mean - context_control, prediction.variance
+        return mean_delta(self.backbone, table, context_control)
+
+    def expression_of(self, level: Tensor, size: Tensor) -> Tensor:
+        """Expected log1p-normalised counts at levels ``(B, G)`` in cells whose normalised count is ``1 / size`` counts, ``(B,)``."""
+        level, size = level.float(), size.float()
+        return expected_log1p(level * size[:, None], 1 / self.dispersion, 1 / size)
+
+    def _projected(self, network: FittedNetwork, acts: Interventions, change: Tensor, context: Tensor) -> Tensor:
+        """Log changes ``(C, G)`` moved towards the network."""
+        reference = network.dynamics.control_level[context]
+        # a node that is not measured is where the network has it
+        level = torch.zeros_like(reference) if change.shape == reference.shape else network.settled(acts, context)
+        level[:, : network.measured] = change
+        moved = project(network.pruned(), torch.exp(level) * reference, acts, context, tau=float(self.tau))
+        least = 1e-3 * reference.double()
+        return torch.log((moved + least) / (reference + least)).float()[:, : network.measured]
 
     def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
         context = table.context.clamp(min=0)
@@ -394,20 +407,18 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             change, spread = self.network_change(table)
             slope = (self.expected(change + 0.01, context) - self.expected(change - 0.01, context)) / 0.02
             return self.expected(change, context), None if spread is None else spread * slope**2 + 1e-8
-        delta, variance = self._backbone_delta(table, context_control)
+        delta, variance = self._backbone_delta(table, context_control), None
         if float(self.tau) > 0:
             network = self.members()[0]
             change = self.log_change(delta, context)
             acts = network.interventions(network.encode_table(table, self.target_names))
-            moved = project(network.dynamics, acts, change, context, float(self.tau))
+            moved = self._projected(network, acts, change, context)
             delta = delta + self.expected(moved, context) - self.expected(change, context)
         if self.hparams["members"] > 1:
             change, spread = self.network_change(table)
             assert spread is not None
             slope = (self.expected(change + 0.01, context) - self.expected(change - 0.01, context)) / 0.02
-            variance = spread * slope**2 + 1e-8 + (0.0 if variance is None else variance)
-        else:
-            variance = None
+            variance = spread * slope**2 + 1e-8
         return delta, variance
 
 
@@ -433,6 +444,19 @@ def training_levels(data: PerturbSeqDataModule) -> Levels:
         unit=unit,
         default_kind=spec.default_kind,
     )
+
+
+def _extrinsic(data: PerturbSeqDataModule, levels: Levels) -> dict[str, Tensor]:
+    """What control cells share beyond counting noise; nothing for data without counts, or with too few cells or too many genes."""
+    controls, genes = data.index.controls_by_context[0], len(levels.genes)
+    if levels.unit is None or len(controls) < MIN_CELLS or genes > MAX_GENES:
+        return {"extrinsic_loading": torch.zeros(genes, 0), "extrinsic_dispersion": torch.zeros(genes)}
+    assert data.spec is not None
+    size = data.size_factor[controls] / data.spec.depth
+    counts = data.expression[controls].astype(float)
+    counts.data = np.rint(np.expm1(counts.data) * np.repeat(size, np.diff(counts.indptr)))
+    noise = fit_extrinsic_noise(counts, size)
+    return {"extrinsic_loading": noise.loading.float(), "extrinsic_dispersion": noise.dispersion.float()}
 
 
 def predicted_levels(levels: Levels, conditions: list[Condition], change: np.ndarray, weight: float = 1.0) -> Levels:
