@@ -27,9 +27,11 @@ from perturbzoo.grn.steady import steady_state
 
 
 def in_double(dynamics: RegulatoryDynamics, acts: Interventions) -> tuple[RegulatoryDynamics, Interventions]:
-    """Return copies in float64, frozen: differences of steady states need more digits than training does."""
-    numbers = {name: getattr(acts, name).detach().double() for name in ("dose", "onset", "offset", "efficacy")}
-    return copy.deepcopy(dynamics).double().requires_grad_(False), replace(acts, **numbers)
+    """Return frozen copies in float64 on the CPU: differences of steady states need more digits than training does."""
+    numbers = {name: getattr(acts, name).detach() for name in ("dose", "onset", "offset", "efficacy")}
+    # to the CPU first: not every accelerator has float64
+    frozen = copy.deepcopy(dynamics).cpu().double().requires_grad_(False)
+    return frozen, replace(acts.to("cpu"), **{name: values.cpu().double() for name, values in numbers.items()})
 
 
 def context_rows(dynamics: RegulatoryDynamics, context: Tensor | int | None, rows: int) -> Tensor:
@@ -40,7 +42,7 @@ def context_rows(dynamics: RegulatoryDynamics, context: Tensor | int | None, row
     PerturbZooError
         There is no such context, or not one for each row.
     """
-    given = torch.as_tensor(0 if context is None else context, device=dynamics.bias.device)
+    given = torch.as_tensor(0 if context is None else context).to(dynamics.bias.device)
     if given.ndim > 1 or (given.ndim == 1 and len(given) not in (1, rows)):
         raise PerturbZooError(f"contexts have the shape {tuple(given.shape)}; give one, or one for each of {rows} rows")
     if not bool(((given >= 0) & (given < len(dynamics.bias))).all()):
@@ -48,9 +50,7 @@ def context_rows(dynamics: RegulatoryDynamics, context: Tensor | int | None, row
     return given.expand(rows)
 
 
-def levels_at_rest(
-    dynamics: RegulatoryDynamics, acts: Interventions, context: Tensor, start: Tensor | None = None
-) -> Tensor:
+def levels_at_rest(dynamics: RegulatoryDynamics, acts: Interventions, context: Tensor, start: Tensor | None = None) -> Tensor:
     """Solve for the mRNA levels at rest, shape ``(N, G)``, of mature RNA where splicing is modelled.
 
     Parameters
@@ -107,6 +107,7 @@ class RestMap:
             capacity = capacity * (1 - effects.hold)
             added = added * (1 - effects.hold) + dynamics.reference * effects.level
         self.capacity, self.added = capacity, added
+        self.weight: Tensor
         if dynamics.rank is None:
             self.target, source, self.weight = dynamics.target, dynamics.source, dynamics.weight
         else:

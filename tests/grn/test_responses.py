@@ -15,7 +15,13 @@ from perturbzoo.perturbation import parse_condition
 EDGES = pd.DataFrame({"regulator": ["A", "C", "B", "A"], "target": ["B", "B", "A", "C"], "weight": [1.5, -2.0, -0.8, 0.7]})
 NETWORK = GeneRegulatoryNetwork.from_edges(EDGES, ["A", "B", "C", "D"])
 REFERENCE = np.array([[1.0, 2.0, 0.5, 3.0], [2.0, 1.0, 1.5, 0.2]])
-TEXTS = ["A:knockout~0.7", "B:interference@0.6", "C:overexpression+A:activation", "A:clamp@0.3~0.8+C:knockout", "D:interference"]
+TEXTS = [
+    "A:knockout~0.7",
+    "B:interference@0.6",
+    "C:overexpression+A:activation",
+    "A:clamp@0.3~0.8+C:knockout",
+    "D:interference",
+]
 ACTS = Interventions.from_conditions([parse_condition(text) for text in TEXTS], NETWORK.genes, dtype=torch.float64)
 CONTEXT = torch.tensor([0, 1, 1, 0, 1])
 FORMS = [
