@@ -31,7 +31,7 @@ from perturbzoo.grn.interventions import Interventions
 from perturbzoo.grn.responses import RestMap, context_rows, in_double, levels_at_rest
 
 FLOOR = 1e-3
-CHUNK_VALUES = 1 << 22  # edges x conditions that are worked on at once
+CHUNK_VALUES = 1 << 17  # edges x conditions that are worked on together: few enough to stay in the cache
 DELTA_CAP = 50.0  # of log1p values: expm1 of more is no expression
 
 
@@ -327,7 +327,8 @@ class _Chunk:
 
         towards = gradient()
         direction, size = towards, (towards**2).sum(0)
-        goal = 1e-16 * size
+        # three digits of a step are enough: the next one mends the rest
+        goal = 1e-6 * size
         for _ in range(inner):
             change = scale * direction
             by_near, by_off = root * change, weight * (change - self.rest.push(slope, change))
