@@ -104,7 +104,7 @@ def steady_state(
         def pulled(vector: Tensor) -> Tensor:
             return vector - torch.autograd.grad(again, anchor, vector, retain_graph=True)[0]
 
-        answer, gap = _gmres(pulled, upstream, precision)
+        answer, gap = gmres(pulled, upstream, precision)
         if not bool((gap <= 1).all()):
             raise PerturbZooError(
                 f"the gradient of the steady state cannot be solved in {named_entry(rates, gap)}: the state is at the edge of "
@@ -193,7 +193,7 @@ def _anderson(states: list[Tensor], steps: list[Tensor]) -> Tensor:
     return latest - ((d_state + 0.5 * d_step) @ weights)[..., 0]
 
 
-def _gmres(
+def gmres(
     operator: Callable[[Tensor], Tensor], wanted: Tensor, precision: float, size: int = 20, restarts: int = 50
 ) -> tuple[Tensor, Tensor]:
     """Solve ``operator(x) = wanted`` for many rows at once, each with its own Krylov space (Saad and Schultz 1986).

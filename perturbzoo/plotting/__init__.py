@@ -6,6 +6,7 @@ from perturbzoo.plotting.calibration import plot_calibration, plot_error_ranks
 from perturbzoo.plotting.dose import dose_response
 from perturbzoo.plotting.effects import plot_delta_heatmap, plot_delta_scatter
 from perturbzoo.plotting.interaction import plot_interaction_scores
+from perturbzoo.plotting.paths import plot_paths
 from perturbzoo.plotting.scores import plot_score_bars
 from perturbzoo.plotting.training import plot_training_curves
 
@@ -16,6 +17,7 @@ __all__ = [
     "plot_delta_scatter",
     "plot_error_ranks",
     "plot_interaction_scores",
+    "plot_paths",
     "plot_score_bars",
     "plot_training_curves",
 ]
