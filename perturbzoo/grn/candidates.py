@@ -77,6 +77,28 @@ def candidate_network(
     return GeneRegulatoryNetwork(tuple(genes), regulator, target, start, known.astype(np.int8), probability[target, regulator])
 
 
+def with_latent(candidates: GeneRegulatoryNetwork, measured: int, count: int, seed: int = 0) -> GeneRegulatoryNetwork:
+    """Add `count` regulators that nobody measured, each with edges to and from all measured genes.
+
+    Their small random weights tell them apart.
+    """
+    if not count:
+        return candidates
+    rng = np.random.default_rng(seed)
+    nodes = len(candidates.genes)
+    latent = np.repeat(nodes + np.arange(count), measured)
+    gene = np.tile(np.arange(measured), count)
+    weight = rng.normal(0, 0.1, 2 * len(gene))
+    return GeneRegulatoryNetwork(
+        (*candidates.genes, *(f"latent{number + 1}" for number in range(count))),
+        np.r_[candidates.regulator, latent, gene],
+        np.r_[candidates.target, gene, latent],
+        np.r_[candidates.weight, weight],
+        np.r_[candidates.sign, np.sign(weight).astype(np.int8)],
+        np.r_[candidates.probability, np.zeros(2 * len(gene))],
+    )
+
+
 def _screened(levels: Levels, position: dict[str, int], nodes: int, count: int) -> np.ndarray:
     """Mark for each gene the regulators that the screen points at, ``[target, regulator]``."""
     measured = len(levels.genes)

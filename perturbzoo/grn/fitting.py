@@ -20,9 +20,9 @@ information of the screen about that edge alone, so that c counts standard error
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,24 +30,15 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.utils import parametrize
 
-from perturbzoo.data.batch import ConditionTable, encode_conditions
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.grn.dynamics import Kinetics, RegulatoryDynamics
-from perturbzoo.grn.interventions import FRACTIONAL, MECHANISMS, Interventions
+from perturbzoo.grn.fitted import ABSENT, FAR, NO_DECAY, USUAL_STRENGTH, FittedNetwork
+from perturbzoo.grn.interventions import Interventions
 from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.network import GeneRegulatoryNetwork
-from perturbzoo.grn.steady import steady_state
-from perturbzoo.perturbation import KINDS, Condition
 
 GATE_TEMPERATURE, GATE_LOW, GATE_HIGH = 2 / 3, -0.1, 1.1
 SMOOTH = 1e-3  # |W| is sqrt(W² + SMOOTH²): Adam needs a slope at 0
-ABSENT = 0.02  # weights below are no edges: what the smooth penalty leaves of a 0
-FAR = torch.tensor(math.inf)
-# what is done to a node that is not measured: its level is unknown, and taken up by the weights of its edges
-UNMEASURED_STRENGTH = {"interference": 0.8, "activation": 1.0, "overexpression": 1.0, "knockout": 0.99}
-# logit of what is taken away, log of what is added, where no guide of the kind was tested
-USUAL_STRENGTH = {"interference": 1.0, "activation": 0.0, "overexpression": 0.0, "knockout": 2.0}
-NO_DECAY = -4.0  # logit of the share of its own mRNA that a knockout costs a gene, before anything is known
 
 
 @dataclass(frozen=True)
@@ -100,200 +91,6 @@ class FitOptions:
                 raise PerturbZooError(f"network fit: {complaint}")
 
 
-class EncodedConditions(NamedTuple):
-    """Conditions as :meth:`FittedNetwork.encode` leaves them: acts without fitted strengths, and where those stand."""
-
-    given: Interventions
-    place: Tensor
-
-
-class FittedNetwork(nn.Module):
-    """Kinetics on candidate edges, and what each guide does: new, as a fit starts; later, as it ended.
-
-    Parameters
-    ----------
-    candidates
-        Edges over the nodes: measured genes first, then targets that are not measured, then latent regulators.
-    measured
-        How many of the nodes are measured genes.
-    control
-        Shape ``(K, measured)``: control levels of each context, > 0.
-    acts
-        The (target, kind) pairs that the screen did, whose strengths are fitted.
-    default_kind
-        Kind of interventions that spell none out.
-    kinetics
-        Form of the regulation.
-
-    Attributes
-    ----------
-    dynamics
-        The kinetics over all nodes; :meth:`network` gives its edges as a table.
-    strength
-        Shape ``(A,)``: for each of `acts` the logit of the share that it takes of production (interference) or function
-        (knockout), or the log of its dose, in units of the dose that was given (activation, overexpression).
-    own
-        Shape ``(A,)``: logit of the share of its own mRNA that a knockout costs a gene beyond the network (nonsense-mediated decay).
-    shift
-        Shape ``(K, measured)``: log of true over measured control levels.
-    """
-
-    information: Tensor
-    probability: Tensor
-    prior: Tensor
-    shift: Tensor
-
-    def __init__(
-        self,
-        candidates: GeneRegulatoryNetwork,
-        measured: int,
-        control: np.ndarray | Tensor,
-        acts: Sequence[tuple[str, str]],
-        default_kind: str,
-        kinetics: Kinetics = "hill",
-    ) -> None:
-        super().__init__()
-        nodes = len(candidates.genes)
-        level = torch.as_tensor(np.asarray(control), dtype=torch.float32)
-        level = torch.cat([level, level.new_ones(len(level), nodes - measured)], dim=1)
-        self.candidates, self.measured, self.default_kind = candidates, measured, default_kind
-        self.acts = tuple((target, kind) for target, kind in acts)
-        self._measured = frozenset(candidates.genes[:measured])
-        self.place = {act: number for number, act in enumerate(self.acts)}
-        # a candidate on every pair of few genes is cheapest as a dense product
-        dense = nodes <= 500 and len(candidates) > nodes * nodes / 10 and kinetics != "multiplicative"
-        start = candidates.resolve_signs("activating")
-        self.dynamics = RegulatoryDynamics(start, kinetics=kinetics, reference=level, anchored=True, dense=dense)
-        for parameter in self.dynamics.parameters():
-            parameter.requires_grad_(False)
-        self.strength = nn.Parameter(torch.zeros(len(self.acts)))
-        self.own = nn.Parameter(torch.zeros(len(self.acts)))
-        self.register_buffer("shift", torch.zeros(len(level), measured))
-        self.register_buffer("information", torch.ones(len(candidates)))
-        self.register_buffer("prior", torch.as_tensor(candidates.probability, dtype=torch.float32))
-        self.register_buffer("probability", torch.ones(len(candidates)))
-
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        """Names of measured genes, unmeasured targets and latent regulators."""
-        return self.candidates.genes
-
-    def encode(self, conditions: Sequence[Condition]) -> EncodedConditions:
-        """Encode conditions once, to be given the strengths of guides as often as these change.
-
-        Raises
-        ------
-        PerturbZooError
-            A target is no node of the network, or a dose is outside its range.
-        """
-        table = encode_conditions(conditions, [0] * len(conditions), self.nodes, self.default_kind)
-        return self.encode_table(table, self.nodes, tuple(map(str, conditions)))
-
-    def encode_table(self, table: ConditionTable, targets: Sequence[str], labels: Sequence[str] = ()) -> EncodedConditions:
-        """Encode a batch's table, whose `targets` count the names in `targets`."""
-        outside = torch.tensor([name not in self._measured for name in targets] or [True])[table.targets.clamp(min=0)]
-        # a compound or cytokine has no gene: it is a node of its own, of which there is more
-        added = outside & ((table.kind == KINDS.index("compound")) | (table.kind == KINDS.index("cytokine")))
-        kind = torch.where(added, KINDS.index("overexpression"), table.kind)
-        given = Interventions.from_table(replace(table, kind=kind), targets, self.nodes, labels=labels)
-        place = torch.full(given.targets.shape, -1)
-        for row, column in torch.nonzero(given.targets >= 0).tolist():
-            key = self.nodes[int(given.targets[row, column])], KINDS[int(given.kind[row, column])]
-            place[row, column] = self.place.get(key, -1)
-        return EncodedConditions(given, place)
-
-    def interventions(self, conditions: EncodedConditions) -> Interventions:
-        """Conditions with the strengths that were fitted; a guide nobody tested has the median one of its kind."""
-        given, place = conditions
-        of_kind = {name: given.kind == KINDS.index(name) for name in MECHANISMS}
-        inside = (given.targets >= 0) & (given.targets < self.measured)
-        strength = self._each(self.strength, place, of_kind, USUAL_STRENGTH)
-        taken, made = torch.sigmoid(strength), torch.exp(strength)
-        effect, dose = given.efficacy, given.dose
-        for name, fixed in UNMEASURED_STRENGTH.items():
-            here = of_kind[name]
-            if name in FRACTIONAL:
-                effect = torch.where(here, effect * torch.where(inside, taken, fixed), effect)
-            else:
-                dose = torch.where(here, dose * torch.where(inside, made, fixed), dose)
-        columns = [given.targets, given.kind, dose, given.onset, given.offset, effect]
-        cut = of_kind["knockout"] & inside
-        if bool(cut.any()):
-            # a knockout's own transcripts may decay: a second act on the same gene, on its production
-            lost = torch.sigmoid(self._each(self.own, place, of_kind, {"knockout": NO_DECAY}))
-            twins = [
-                torch.where(cut, given.targets, -1),
-                torch.where(cut, KINDS.index("interference"), -1),
-                given.dose,
-                given.onset,
-                given.offset,
-                torch.where(cut, lost * given.efficacy, 0.0),
-            ]
-            columns = [torch.cat(pair, dim=-1) for pair in zip(columns, twins, strict=True)]
-        return Interventions(*columns, ramp=given.ramp, labels=given.labels)
-
-    def _each(self, values: Tensor, place: Tensor, of_kind: dict[str, Tensor], usual: dict[str, float]) -> Tensor:
-        """What was fitted for each act; for those nobody tested the median of their kind, for kinds nobody tested a usual one."""
-        found = values[place.clamp(min=0)] if len(values) else values.new_zeros(place.shape)
-        for name, otherwise in usual.items():
-            unknown = (place < 0) & of_kind[name]
-            if bool(unknown.any()):
-                tested = [number for number, act in enumerate(self.acts) if act[1] == name]
-                middle = values[tested].detach().median() if tested else torch.tensor(otherwise)
-                found = torch.where(unknown, middle, found)
-        return found
-
-    def change(self, conditions: Sequence[Condition] | EncodedConditions, context: Tensor | None = None) -> Tensor:
-        """Log of the steady levels of all nodes over those of the controls, shape ``(N, nodes)``.
-
-        Raises
-        ------
-        PerturbZooError
-            A target is no node, or there is no steady state: names condition and gene.
-        """
-        encoded = conditions if isinstance(conditions, EncodedConditions) else self.encode(conditions)
-        rows = torch.zeros(len(encoded.place), dtype=torch.int64) if context is None else context
-        return self.settled(self.interventions(encoded), rows)
-
-    def settled(self, acts: Interventions, context: Tensor) -> Tensor:
-        """As :meth:`change`, for acts."""
-        reference = self.dynamics.control_level[context]
-        state = steady_state(self.dynamics.bind(acts, context), reference, tolerance=1e-4, unstable="keep")
-        return torch.log(state / reference)
-
-    def pruned(self) -> RegulatoryDynamics:
-        """The kinetics without edges that were not found: the same, and faster."""
-        kept = (self.dynamics.weight.detach() != 0).numpy()
-        edges, weight = self.candidates, self.dynamics.weight.detach().double().numpy()
-        network = GeneRegulatoryNetwork(
-            edges.genes,
-            edges.regulator[kept],
-            edges.target[kept],
-            weight[kept],
-            np.sign(weight[kept]).astype(np.int8),
-            edges.probability[kept],
-        )
-        dynamics = RegulatoryDynamics(
-            network, kinetics=self.dynamics.kinetics, reference=self.dynamics.control_level, anchored=True
-        ).requires_grad_(False)
-        dynamics.bias.copy_(self.dynamics.bias)
-        return dynamics
-
-    def network(self) -> GeneRegulatoryNetwork:
-        """The edges that were found, with their probabilities."""
-        weight = self.dynamics.weight.detach().double().numpy()
-        kept = np.abs(weight) > ABSENT
-        edges = self.candidates
-        return GeneRegulatoryNetwork(
-            edges.genes,
-            edges.regulator[kept],
-            edges.target[kept],
-            weight[kept],
-            np.sign(weight[kept]).astype(np.int8),
-            self.probability.double().numpy()[kept].clip(0, 1),
-        )
-
-
 def fit_network(
     levels: Levels,
     candidates: GeneRegulatoryNetwork,
@@ -334,28 +131,6 @@ def fit_network(
         torch.manual_seed(chosen.seed)
         _Fit(levels, fitted, chosen, report).run()
     return fitted
-
-
-def with_latent(candidates: GeneRegulatoryNetwork, measured: int, count: int, seed: int = 0) -> GeneRegulatoryNetwork:
-    """Add `count` regulators that nobody measured, each with edges to and from all measured genes.
-
-    Their small random weights tell them apart.
-    """
-    if not count:
-        return candidates
-    rng = np.random.default_rng(seed)
-    nodes = len(candidates.genes)
-    latent = np.repeat(nodes + np.arange(count), measured)
-    gene = np.tile(np.arange(measured), count)
-    weight = rng.normal(0, 0.1, 2 * len(gene))
-    return GeneRegulatoryNetwork(
-        (*candidates.genes, *(f"latent{number + 1}" for number in range(count))),
-        np.r_[candidates.regulator, latent, gene],
-        np.r_[candidates.target, gene, latent],
-        np.r_[candidates.weight, weight],
-        np.r_[candidates.sign, np.sign(weight).astype(np.int8)],
-        np.r_[candidates.probability, np.zeros(2 * len(gene))],
-    )
 
 
 class _Fit:
@@ -469,7 +244,10 @@ class _Fit:
             dynamics.weight.data = 0.1 * signs
             parametrize.register_parametrization(dynamics, "weight", gate)
         self.gate = gate
-        kinetic = [dynamics.bias, *(dynamics.parametrizations.weight.parameters() if gate else [dynamics.weight])]
+        kinetic = [dynamics.bias, dynamics.weight]
+        if gate is not None:
+            # the parameter behind the gated weight, and how far its gates are open
+            kinetic = [parameter for name, parameter in dynamics.named_parameters() if "weight" in name or name == "bias"]
         for parameter in (*kinetic, fitted.strength, fitted.own):
             parameter.requires_grad_(True)
         self._descend("residual", [*kinetic, fitted.strength], options.residual_steps, options.lr, self._residual_loss)
@@ -601,7 +379,7 @@ class _Gates(nn.Module):
         return (self.price * self.chance()).sum()
 
     def forward(self, weight: Tensor) -> Tensor:
-        logit = self.openness
+        logit: Tensor = self.openness
         if self.training:
             logit = (logit + torch.logit(torch.rand_like(logit), eps=1e-6)) / GATE_TEMPERATURE
         return weight * (torch.sigmoid(logit) * (GATE_HIGH - GATE_LOW) + GATE_LOW).clamp(0, 1)

@@ -13,7 +13,8 @@ import numpy as np
 
 from perturbzoo.errors import PerturbZooError, shortened
 from perturbzoo.grn.candidates import candidate_network
-from perturbzoo.grn.fitting import ABSENT, FitOptions, FittedNetwork, fit_network
+from perturbzoo.grn.fitted import ABSENT, FittedNetwork
+from perturbzoo.grn.fitting import FitOptions, fit_network
 from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 

@@ -95,7 +95,7 @@ class RestMap:
     def __init__(self, dynamics: RegulatoryDynamics, acts: Interventions, context: Tensor) -> None:
         effects: Effects = acts.effects(math.inf, dynamics.activation_fold)
         self.dynamics = dynamics
-        self.bias = dynamics.bias[context]
+        self.bias = dynamics.absolute_bias[context]
         capacity = dynamics.production[context] / dynamics.decay
         self.function = torch.ones_like(capacity) if effects.function is None else effects.function
         if effects.production is not None:

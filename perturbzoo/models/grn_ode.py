@@ -47,10 +47,11 @@ from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_cond
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning
 from perturbzoo.evaluation.pseudobulk import Pseudobulks
-from perturbzoo.grn.candidates import candidate_network
+from perturbzoo.grn.candidates import candidate_network, with_latent
 from perturbzoo.grn.consistency import project
 from perturbzoo.grn.counterfactual import fit_extrinsic_noise
-from perturbzoo.grn.fitting import FitOptions, FittedNetwork, fit_network, with_latent
+from perturbzoo.grn.fitted import FittedNetwork
+from perturbzoo.grn.fitting import FitOptions, fit_network
 from perturbzoo.grn.inference import read_prior
 from perturbzoo.grn.interventions import Interventions
 from perturbzoo.grn.levels import Levels
@@ -433,7 +434,11 @@ def training_levels(data: PerturbSeqDataModule) -> Levels:
         used = np.concatenate([*members, *data.index.controls_by_context])
         unit = float((spec.depth / data.size_factor[used]).mean())
     else:
-        warnings.warn("the data hold no counts: the network's noise is taken from the spread of the cells", PerturbZooWarning)
+        warnings.warn(
+            "the data hold no counts: the network's noise is taken from the spread of the cells",
+            PerturbZooWarning,
+            stacklevel=2,
+        )
     return Levels.from_cells(
         data.expression,
         spec.genes,
@@ -475,11 +480,15 @@ def predicted_levels(levels: Levels, conditions: list[Condition], change: np.nda
 def _joined(levels: Levels, extra: Levels | None) -> Levels:
     if extra is None:
         return levels
+
+    def both(name: str) -> np.ndarray:
+        return np.concatenate([getattr(levels, name), getattr(extra, name)])
+
     return replace(
         levels,
         conditions=(*levels.conditions, *extra.conditions),
-        **{
-            name: np.concatenate([getattr(levels, name), getattr(extra, name)])
-            for name in ("context", "level", "error", "weight")
-        },
+        context=both("context"),
+        level=both("level"),
+        error=both("error"),
+        weight=both("weight"),
     )

@@ -30,7 +30,8 @@ from perturbzoo.grn.attribution import Explanation
 from perturbzoo.grn.candidates import candidate_network
 from perturbzoo.grn.consistency import consistency
 from perturbzoo.grn.counterfactual import ExtrinsicNoise, counterfactual
-from perturbzoo.grn.fitting import FittedNetwork, fit_network
+from perturbzoo.grn.fitted import FittedNetwork
+from perturbzoo.grn.fitting import fit_network
 from perturbzoo.grn.inference_kinetics import mean_network
 from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.linking import NetworkSignal, compare_edges, network_signal, off_targets
@@ -145,7 +146,7 @@ class NetworkAnswers:
         model: Any = self
         moments = [float(time) for time in times]
         if not moments or moments[0] < 0 or moments != sorted(set(moments)):
-            raise PerturbZooError(f"times {shortened(moments)} must increase, from 0 or later")
+            raise PerturbZooError(f"times {shortened(map(str, moments))} must increase, from 0 or later")
         read = self._parsed(conditions)
         query, context = self._read(cells)
         fitted = self._first()
@@ -221,7 +222,9 @@ class NetworkAnswers:
         model: Any = self
         spec, data, fitted = model.get_spec(), model._data_arguments, self._first()
         if spec.depth <= 0:
-            raise PerturbZooError("counterfactual: the model was trained without counts, and cannot tell a cell's own part from noise")
+            raise PerturbZooError(
+                "counterfactual: the model was trained without counts, and cannot tell a cell's own part from noise"
+            )
         labels = data.get("control_labels") or ()
         key = data.get("condition_key")
         if key not in cells.obs.columns:
@@ -278,7 +281,9 @@ class NetworkAnswers:
             factual.append(model.expression_of(answer.factual[:, : fitted.measured], scale).numpy())
         obs = pd.concat(frames, ignore_index=True)
         if (unsure := int(obs["prior_only"].sum())) > len(obs) / 2:
-            message = f"{unsure} of {len(obs)} cell-level answers are their population's: the counts say too little of single cells"
+            message = (
+                f"{unsure} of {len(obs)} cell-level answers are their population's: the counts say too little of single cells"
+            )
             warnings.warn(message, PerturbZooWarning, stacklevel=2)
         result = AnnData(
             np.concatenate(found), obs=obs.set_axis("row" + obs.index.astype(str)), var=pd.DataFrame(index=list(spec.genes))
@@ -404,7 +409,9 @@ class NetworkAnswers:
                 return named, mean_delta(model, table, control).numpy()
         if not isinstance(model, pd.DataFrame):
             if "delta" not in model.layers or "condition" not in model.obs:
-                raise PerturbZooError("link: give what predict(..., pseudobulk=True) returns: layers['delta'], obs['condition']")
+                raise PerturbZooError(
+                    "link: give what predict(..., pseudobulk=True) returns: layers['delta'], obs['condition']"
+                )
             model = model.to_df("delta").groupby(model.obs["condition"].astype(str), observed=True).mean()
         missing = sorted(set(spec.genes) - set(map(str, model.columns)))
         if missing:
