@@ -32,6 +32,7 @@ from perturbzoo.grn.responses import RestMap, context_rows, in_double, levels_at
 
 FLOOR = 1e-3
 CHUNK_VALUES = 1 << 17  # edges x conditions that are worked on together: few enough to stay in the cache
+LEAST_NOISE, MOST_NOISE = 1e-3, 10.0  # of a log level: as good as exact, and as good as unknown
 DELTA_CAP = 50.0  # of log1p values: expm1 of more is no expression
 
 
@@ -68,6 +69,28 @@ def delta_from_levels(level: np.ndarray, control: np.ndarray, reference: np.ndar
     control = np.asarray(control, dtype=float)
     ratio = np.asarray(level, dtype=float) / np.asarray(reference, dtype=float)
     return np.log1p(ratio * np.expm1(control)) - control
+
+
+def level_noise(error: np.ndarray, control: np.ndarray) -> np.ndarray:
+    r"""Turn standard errors of deltas into those of log levels, near control.
+
+    .. math:: \sigma = error \cdot d\log x / d\delta = error / (1 - e^{-c})
+
+    Parameters
+    ----------
+    error
+        Shape ``(..., G)``: of log1p-normalised means, >= 0.
+    control
+        Shape ``(G,)`` or as `error`: c, as in :func:`levels_from_delta`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(..., G)``, natural log; 0.001 at least, and 10 at most, as for genes that were never seen.
+    """
+    seen = -np.expm1(-np.asarray(control, dtype=float))
+    sigma = np.divide(error, seen, out=np.full(np.broadcast_shapes(np.shape(error), seen.shape), np.inf), where=seen > 0)
+    return np.clip(sigma, LEAST_NOISE, MOST_NOISE)
 
 
 def residuals(

@@ -119,7 +119,8 @@ def off_targets(
     delta
         Shape ``(K, G)``: predicted changes, log1p-normalised or log levels.
     error
-        Standard error that a measured change of this size would have: ``(K, G)``, ``(G,)`` or one number, > 0.
+        Standard error that a measured change of this size would have: ``(K, G)``, ``(G,)`` or one number. Where it is 0
+        (genes that were never seen) nothing is listed.
 
     Returns
     -------
@@ -130,11 +131,11 @@ def off_targets(
     Raises
     ------
     PerturbZooError
-        Shapes do not fit, a value is not finite, or an error is not positive.
+        Shapes do not fit, a value is not finite, or errors are negative or all 0.
     """
     named = [parse_condition(one) if isinstance(one, str) else one for one in conditions]
     delta, error = _checked(delta, error, (len(named), len(network.genes)), "off_targets")
-    unreachable = ~reachable(network, named)
+    unreachable = ~reachable(network, named) & (error > 0)
     row, column = np.nonzero(unreachable)
     z = delta[unreachable] / error[unreachable]
     # no pair at all is no reason to stop
@@ -230,7 +231,7 @@ def network_signal(
     delta
         Shape ``(K, G)``: predicted changes, log1p-normalised.
     error
-        Standard error of a measured change: ``(K, G)``, ``(G,)`` or one number, > 0.
+        Standard error of a measured change: ``(K, G)``, ``(G,)`` or one number. Where it is 0 the change is left out.
     context
         Shape ``(K,)``, int: each condition's context; None: one.
     noisy
@@ -255,6 +256,8 @@ def network_signal(
     kept = np.ones(delta.shape)
     for row, condition in enumerate(named):
         kept[row, [place[target] for target in condition.targets if target in place]] = 0
+    kept[error == 0] = 0
+    error = np.where(error > 0, error, 1.0)
     weight = 1 / error**2
     one_of = np.eye(groups.max() + 1)[groups]  # (K, contexts)
     total = one_of.T @ weight
@@ -296,7 +299,8 @@ def _checked(
         (delta.shape == shape, f"delta has the shape {delta.shape}, not conditions x genes {shape}"),
         (error.shape in ((), shape[1:], shape), f"error has the shape {error.shape}, which does not fit {shape}"),
         (np.isfinite(delta).all(), "delta must be finite"),
-        (np.isfinite(error).all() and (error > 0).all(), "errors must be finite and positive"),
+        (np.isfinite(error).all() and (error >= 0).all(), "errors must be finite and at least 0"),
+        ((error > 0).any(), "all errors are 0: what exceeds noise cannot be told"),
     ):
         if not holds:
             raise PerturbZooError(f"{caller}: {complaint}")

@@ -124,7 +124,7 @@ def _graph(chosen: pd.DataFrame, sign: dict[tuple[str, str], float]) -> tuple[nx
         steps = path.split(ARROW)
         starts.append(steps[0])
         # an edge that a path takes twice carries its contribution once
-        for edge in set(nx.utils.pairwise(steps)):
+        for edge in dict.fromkeys(nx.utils.pairwise(steps)):
             if edge not in sign:
                 raise PerturbZooError(f"plot_paths: the edge {ARROW.join(edge)} of the path '{path}' is not among the edges")
             before = graph.get_edge_data(*edge, default={"carried": 0.0})["carried"]

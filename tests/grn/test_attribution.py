@@ -151,6 +151,32 @@ def test_contributions_sum_to_the_change(kinetics, text):
     assert (found.edges.target != dynamics.genes[-1]).all()
 
 
+def test_layers_and_ways_of_computing_change_nothing():
+    """Splicing and proteins change how fast cells settle, not where; dense or of full rank, W is the same."""
+    rng = np.random.default_rng(1)
+    made = network({"AB": 1.2, "BC": -1.5, "CA": 0.8, "DB": 0.7, "AD": -0.6}, "ABCD")
+    reference = rng.lognormal(0, 0.5, 4)
+    texts = ("A~0.7+C:knockout", "B:activation")
+    for text in texts:
+        found = []
+        for options in ({}, {"splicing": True, "protein": True, "decay": 0.4}, {"dense": True}, {"rank": 3}):
+            dynamics = RegulatoryDynamics(made, kinetics="hill", reference=reference, dtype=torch.float64, **options)
+            if "rank" in options:  # the matrix has rank 4: what is cut off is put back
+                full = RegulatoryDynamics(made, kinetics="hill", reference=reference, dtype=torch.float64)
+                left, scale, right = torch.linalg.svd(full.weights()[:, full.regulators].detach(), full_matrices=False)
+                dynamics.left, dynamics.right = (torch.nn.Parameter(value) for value in (left, right))
+                dynamics.scale = torch.nn.Parameter(scale)
+                dynamics.bias, dynamics.raw_production = full.bias, full.raw_production
+            found.append(explain(dynamics, acts_of(text, dynamics), genes=["A", "B", "C", "D"]))
+        for other in found[1:]:
+            columns = ["level", "change", "direct", "indirect"]
+            np.testing.assert_allclose(other.genes[columns], found[0].genes[columns], atol=1e-4)
+            np.testing.assert_allclose(other.shares.share, found[0].shares.share, atol=1e-4)
+            # zeros of W are rounding errors where it is a product
+            strong = [one.paths[one.paths.contribution.abs() > 1e-3].path.tolist() for one in (found[0], other)]
+            assert strong[0] == strong[1]
+
+
 def test_acts_alone_and_together():
     dynamics = random_dynamics(5)
     found = explain(dynamics, acts_of("0+1:activation", dynamics)).shares

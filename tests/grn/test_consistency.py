@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.grn import GeneRegulatoryNetwork, Interventions, RegulatoryDynamics
-from perturbzoo.grn.consistency import consistency, delta_from_levels, levels_from_delta, project, residuals
+from perturbzoo.grn.consistency import consistency, delta_from_levels, level_noise, levels_from_delta, project, residuals
 from perturbzoo.grn.responses import levels_at_rest
 from perturbzoo.perturbation import parse_condition
 
@@ -164,6 +164,15 @@ def test_levels_of_deltas():
     assert alike == pytest.approx(2.5)
     rare = levels_from_delta(-0.5 * 1e-4 * math.log(2), 1e-4 * math.log(2), 7.0)
     assert rare == pytest.approx(3.5, rel=1e-4)
+
+
+def test_noise_of_levels_is_the_slope():
+    control, reference = np.array([0.2, 2.0, 0.0]), np.array([1.0, 5.0, 1.0])
+    step = 1e-6
+    slope = np.log(levels_from_delta(np.full(3, step), control, reference) / reference) / step
+    np.testing.assert_allclose(level_noise(np.full((2, 3), 0.03), control)[:, :2], np.tile(0.03 * slope[:2], (2, 1)), rtol=1e-4)
+    assert level_noise(np.full(3, 0.03), control)[2] == 10  # never seen
+    assert level_noise(np.zeros(3), control)[0] == 1e-3
 
 
 def test_mistakes():

@@ -149,6 +149,17 @@ def test_noise_of_measured_changes_is_no_signal():
     assert str(found).startswith(f"network signal: {found.components} condition-specific components")
 
 
+def test_genes_without_noise_are_left_out():
+    """A gene that no cell ever had has a standard error of 0, and no change either way means anything."""
+    error = np.full(50, 0.01)
+    error[40:] = 0
+    delta = shared_profile(np.ones(30))
+    delta[:, 40:] = np.random.default_rng(0).normal(size=(30, 10))
+    assert not network_signal(CONDITIONS, GENES, delta, error).present
+    network = read(table(("A", "B", 1.0, 1.0)))
+    assert off_targets(network, ["A"], np.ones((1, 4)), np.array([0.1, 0.1, 0.0, 0.1])).gene.tolist() == ["D"]
+
+
 def test_mistakes():
     data = read(DATA)
     for message, call in (
@@ -157,7 +168,8 @@ def test_mistakes():
         ("edges=0", lambda: compare_edges(data, data, edges=0)),
         ("threshold=1", lambda: compare_edges(data, data, threshold=1.0)),
         (r"not conditions x genes \(1, 4\)", lambda: off_targets(data, ["A"], np.ones((2, 4)), 0.1)),
-        ("errors must be finite and positive", lambda: off_targets(data, ["A"], np.ones((1, 4)), 0.0)),
+        ("errors must be finite and at least 0", lambda: off_targets(data, ["A"], np.ones((1, 4)), -1.0)),
+        ("all errors are 0", lambda: network_signal("ABC", "ABCD", np.ones((3, 4)), 0.0)),
         ("delta must be finite", lambda: off_targets(data, ["A"], np.full((1, 4), np.nan), 1.0)),
         ("2 conditions; at least 3", lambda: network_signal(["A", "B"], "ABCD", np.ones((2, 4)), 0.1)),
         ("give one for each of 3", lambda: network_signal("ABC", "ABCD", np.ones((3, 4)), 0.1, context=np.zeros(2))),
