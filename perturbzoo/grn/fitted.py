@@ -21,7 +21,7 @@ from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.grn.steady import steady_state
 from perturbzoo.perturbation import KINDS, Condition
 
-ABSENT = 0.02  # weights below are no edges: what the smooth penalty leaves of a 0
+ABSENT = 0.5  # standard errors that an edge's weight must be worth to be one at all
 FAR = torch.tensor(math.inf)
 # what is done to a node that is not measured: its level is unknown, and taken up by the weights of its edges
 UNMEASURED_STRENGTH = {"interference": 0.8, "activation": 1.0, "overexpression": 1.0, "knockout": 0.99}
@@ -209,17 +209,3 @@ class FittedNetwork(nn.Module):
         ).requires_grad_(False)
         dynamics.bias.copy_(self.dynamics.bias)
         return dynamics
-
-    def network(self) -> GeneRegulatoryNetwork:
-        """The edges that were found, with their probabilities."""
-        weight = self.dynamics.weight.detach().double().numpy()
-        kept = np.abs(weight) > ABSENT
-        edges = self.candidates
-        return GeneRegulatoryNetwork(
-            edges.genes,
-            edges.regulator[kept],
-            edges.target[kept],
-            weight[kept],
-            np.sign(weight[kept]).astype(np.int8),
-            self.probability.double().numpy()[kept].clip(0, 1),
-        )

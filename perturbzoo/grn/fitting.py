@@ -148,7 +148,7 @@ class _Fit:
         self.encoded = fitted.encode(levels.conditions)
         self.context = torch.as_tensor(levels.context)
         self.change = torch.as_tensor(levels.change, dtype=torch.float32)
-        self.error = torch.as_tensor(levels.error, dtype=torch.float32)
+        self.error = torch.as_tensor(levels.error.copy(), dtype=torch.float32)
         self.control_error = torch.as_tensor(levels.control_error, dtype=torch.float32)
         self.row_weight = torch.as_tensor(levels.weight.copy(), dtype=torch.float32)[:, None]
         g, dynamics = fitted.measured, fitted.dynamics
@@ -261,11 +261,14 @@ class _Fit:
             fitted.shift.requires_grad_(False)
         if gate is not None:
             gate.eval()
-            fitted.probability.copy_(gate.chance().detach())
             parametrize.remove_parametrizations(dynamics, "weight", leave_parametrized=True)
         with torch.no_grad():
+            worth = dynamics.weight.abs() * fitted.information.sqrt()  # in standard errors, after what the penalty took
+            chance = torch.erf(worth / math.sqrt(2)) if gate is None else gate.chance()
             # what the smooth penalty leaves of a 0 is 0
-            dynamics.weight[dynamics.weight.abs() <= ABSENT] = 0
+            absent = worth <= ABSENT
+            dynamics.weight[absent] = 0
+            fitted.probability.copy_(torch.where(absent, torch.zeros_like(chance), chance))
         for parameter in fitted.parameters():
             parameter.requires_grad_(False)
             if not bool(torch.isfinite(parameter).all()):

@@ -13,7 +13,7 @@ import numpy as np
 
 from perturbzoo.errors import PerturbZooError, shortened
 from perturbzoo.grn.candidates import candidate_network
-from perturbzoo.grn.fitted import ABSENT, FittedNetwork
+from perturbzoo.grn.fitted import FittedNetwork
 from perturbzoo.grn.fitting import FitOptions, fit_network
 from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.network import GeneRegulatoryNetwork
@@ -52,8 +52,7 @@ def infer_kinetics(
     Returns
     -------
     GeneRegulatoryNetwork
-        Over the measured genes and unmeasured targets. Weights are means over all fits; an edge's probability is the share
-        of fits that have it with that sign, or with gates and no repetition what the gate says.
+        Over the measured genes and unmeasured targets; weights and probabilities as :func:`mean_network`.
 
     Raises
     ------
@@ -83,13 +82,16 @@ def infer_kinetics(
 
 
 def mean_network(fits: Sequence[FittedNetwork]) -> GeneRegulatoryNetwork:
-    """Average fits on the same candidates: mean weights, and how many of the fits have each edge with that sign."""
+    """Average fits on the same candidates: mean weights, and mean probabilities of an edge with that sign.
+
+    Of a single fit the probability is that of the weight's sign, :math:`2 \\Phi(z) - 1` with z the weight in its standard errors;
+    with gates that of the gate.
+    """
     weights = np.stack([fit.dynamics.weight.detach().double().numpy() for fit in fits])
+    chance = np.stack([fit.probability.double().numpy() for fit in fits])
     mean = weights.mean(0)
-    agree = ((np.abs(weights) > ABSENT) & (np.sign(weights) == np.sign(mean))).mean(0)
-    if len(fits) == 1:
-        agree = fits[0].probability.double().numpy().clip(0, 1)
-    kept = (np.abs(mean) > ABSENT) & (agree > 0)
+    agree = (chance * (np.sign(weights) == np.sign(mean))).mean(0).clip(0, 1)
+    kept = (mean != 0) & (agree > 0)
     edges = fits[0].candidates
     return GeneRegulatoryNetwork(
         edges.genes, edges.regulator[kept], edges.target[kept], mean[kept], np.sign(mean[kept]).astype(np.int8), agree[kept]

@@ -84,7 +84,7 @@ def compare_edges(
         tables.append(table)
     pair = ["regulator", "target"]
     both = tables[0].merge(tables[1], on=pair, how="outer", suffixes=("_data", "_model"))
-    here, there = (both[f"present_{side}"].fillna(False).astype(bool) for side in ("data", "model"))
+    here, there = (both[f"present_{side}"].eq(True) for side in ("data", "model"))
     numbers = [f"{value}_{side}" for value in ("weight", "probability") for side in ("data", "model")]
     both[numbers] = both[numbers].fillna(0.0)
     same = np.sign(both.weight_data) == np.sign(both.weight_model)

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from perturbzoo.models.base import PerturbationModel
 
 
+BELIEVED = 0.68  # probability of an edge worth one standard error
+
+
 @dataclass(frozen=True, eq=False)
 class Link:
     """What a model's predictions say of the network.
@@ -109,7 +112,7 @@ class NetworkAnswers:
     # ------------------------------------------------------------------ network
 
     def network(self) -> GeneRegulatoryNetwork:
-        """The inferred network: mean weights of all members, and how many of them agree on each edge."""
+        """The inferred network; weights and probabilities as :func:`perturbzoo.grn.inference_kinetics.mean_network`."""
         self._first()
         members: Any = self
         return mean_network(members.members())
@@ -341,7 +344,8 @@ class NetworkAnswers:
         conditions
             For a model: what it is asked about. None: every target of the data alone.
         edges
-            Strongest edges of each network that are compared; None: as many as the data's network has.
+            Strongest edges of each network that are compared; None: as many as are worth more than one standard error in the
+            data's network.
 
         Raises
         ------
@@ -369,7 +373,7 @@ class NetworkAnswers:
         prior = fitted.candidates
         candidates = candidate_network(levels, prior.genes[: len(prior.genes)], prior, restrict=True)
         implied = mean_network([fit_network(levels, candidates, model._options())])
-        count = edges or max(1, int((own.probability > 0.5).sum()))
+        count = edges or max(1, int((own.probability > BELIEVED).sum()))
         perturbed = {target for one in named for target in one.targets}
         heard = [name for name in own.genes if name in perturbed or name not in set(spec.genes)]
         acts = fitted.interventions(fitted.encode(named))
