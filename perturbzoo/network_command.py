@@ -14,7 +14,19 @@ if TYPE_CHECKING:
     from perturbzoo.grn.effects import ScreenEffects
 
 # as in perturbzoo.grn.inference_methods, which is not imported for --help
-METHOD_NAMES = ("lasso", "mra", "total_effect", "pearson", "spearman", "trees", "partial_correlation")
+METHOD_NAMES = (
+    "lasso",
+    "mra",
+    "total_effect",
+    "pearson",
+    "spearman",
+    "trees",
+    "partial_correlation",
+    "zscore",
+    "zscore_direct",
+    "interventional",
+    "dag",
+)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,7 +51,11 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--regulators", help="text file of genes that may regulate, one in each line (default: all)")
     parser.add_argument("--max_edges", type=int, help="write the strongest only")
-    parser.add_argument("--bootstraps", type=int, help="repetitions behind the probabilities (default: 20; none for trees)")
+    parser.add_argument(
+        "--bootstraps",
+        type=int,
+        help="repetitions behind the probabilities (default: 20; none for trees, interventional and dag)",
+    )
     parser.add_argument(
         "--resample",
         choices=["errors", "conditions"],

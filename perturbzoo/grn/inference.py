@@ -14,7 +14,7 @@ import pandas as pd
 
 from perturbzoo.errors import PerturbZooError, near_matches, shortened
 from perturbzoo.grn.effects import ScreenEffects
-from perturbzoo.grn.inference_methods import FROM_SINGLES, METHODS
+from perturbzoo.grn.inference_methods import FROM_SINGLES, METHODS, SLOW
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 
 BOOTSTRAPS = 20
@@ -57,11 +57,11 @@ def infer_network(
     max_edges
         Keep the strongest only.
     bootstraps
-        Repetitions behind `probability`; None: 20, but none for trees, which are slow. 0: every probability is 1.
+        Repetitions behind `probability`; None: 20, but none for trees, `interventional` and `dag`, which are slow. 0: every probability is 1.
     resample
         What a repetition changes: effects are redrawn within their ``"errors"``, or ``"conditions"`` are drawn with
         replacement. None: errors where they are known, because a screen that perturbs each gene once loses a third of the
-        regulators to a draw of conditions. `mra` and `total_effect` need every condition and always redraw errors.
+        regulators to a draw of conditions. `mra`, `total_effect` and the z-scores need every condition and always redraw errors.
     selected
         Share of the candidate pairs that count as edges in a repetition. An edge's probability is the share of repetitions
         that have it among those strongest ones, with the same sign.
@@ -81,7 +81,7 @@ def infer_network(
     """
     if method not in METHODS:
         raise PerturbZooError(f"no method '{method}'{near_matches(method, METHODS) or ';'} there are {', '.join(METHODS)}")
-    repetitions = (0 if method == "trees" else BOOTSTRAPS) if bootstraps is None else bootstraps
+    repetitions = (0 if method in SLOW else BOOTSTRAPS) if bootstraps is None else bootstraps
     for holds, complaint in (
         (prior_use in ("weight", "restrict"), f"prior_use is '{prior_use}'; it is 'weight' or 'restrict'"),
         (0 <= prior_strength <= 1, f"prior_strength is {prior_strength:g}, outside [0, 1]"),
