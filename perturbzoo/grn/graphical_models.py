@@ -130,7 +130,7 @@ class _Problem:
         # a gene that only its own perturbation moves has a spread of 0 elsewhere
         spread = (delta**2 * free).sum(0) / count
         least = np.maximum(least, np.maximum(LEAST_NOISE**2 * spread, 1e-10))
-        sets = Counter(tuple(np.flatnonzero(row)) for row in ~free)
+        sets = Counter(tuple(np.flatnonzero(row).tolist()) for row in ~free)
         return cls(delta, free.astype(float), sets, allowed, scale, least, np.maximum(0.1 * spread, least))
 
     def fit(self, terms: list[Penalty]) -> np.ndarray:

@@ -27,7 +27,8 @@ def zscore(effects: ScreenEffects, allowed: np.ndarray, seed: int = 0) -> np.nda
     """Sum of the magnitudes of the z-scores, with the sign of their sum; positive where the regulator activates."""
     total, size = np.zeros(allowed.shape), np.zeros(allowed.shape)
     for perturbed, response, _ in _by_kind(effects):
-        z = response / _spread(response)
+        spread = response.std(1, keepdims=True)
+        z = (response - np.median(response, axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
         total[:, perturbed] += z
         size[:, perturbed] += np.abs(z)
     return np.where(allowed, size * np.where(total < 0, -1, 1), 0.0)
@@ -38,8 +39,9 @@ def zscore_direct(effects: ScreenEffects, allowed: np.ndarray, seed: int = 0) ->
 
     Two views of the data, both in standard deviations of the target, so that their sum needs no weights:
 
-    1. :math:`\sum_{kinds} z^{direct}_{ij} / \sqrt P`, over P perturbed genes: z-scores from which :func:`direct_part` has taken
-       what other genes pass on. The signs of knockouts and knockdowns have to agree for the sum to be large.
+    1. :math:`\sum_{kinds} D_{ij} / \sqrt{\sum_j \Delta_{ij}^2}`: what :func:`direct_part` leaves of the changes, as a share of all
+       that moves the gene. No median is taken off: the effects have a control. Where knockouts and knockdowns disagree in
+       sign, they cancel.
     2. A lasso of the gene's change on those of all candidates, conditions that perturb the gene itself left out. Where
        `effects.series` is there, the steps of its undisturbed part are further rows: the gene at the end of a step on the
        regulators' mean over it (sampled more slowly than mRNA turns over, levels follow their regulators). The penalty is
@@ -51,8 +53,8 @@ def zscore_direct(effects: ScreenEffects, allowed: np.ndarray, seed: int = 0) ->
     """
     scores = np.zeros(allowed.shape)
     for perturbed, response, error in _by_kind(effects):
-        kept = direct_part(response, perturbed, error)
-        scores[:, perturbed] += kept / _spread(response) / np.sqrt(max(len(perturbed), 1))
+        size = np.sqrt((response**2).sum(1, keepdims=True))
+        scores[:, perturbed] += direct_part(response, perturbed, error) / np.where(size > 0, size, 1)
     return np.where(allowed, scores + _regression(effects, allowed), 0.0)
 
 
@@ -104,7 +106,7 @@ def direct_part(response: np.ndarray, perturbed: np.ndarray, error: np.ndarray) 
 
 
 def _by_kind(effects: ScreenEffects) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield for each kind of act: genes perturbed alone ``(P,)``, centred responses ``(G, P)`` as gains, errors ``(G, P)``.
+    """Yield for each kind of act: genes perturbed alone ``(P,)``, responses ``(G, P)`` as gains, errors ``(G, P)``.
 
     Where no errors are known, those of a gene are its median absolute deviation over the perturbed genes' turns, scaled to a
     standard deviation: most perturbations leave most genes alone.
@@ -115,15 +117,9 @@ def _by_kind(effects: ScreenEffects) -> Iterator[tuple[np.ndarray, np.ndarray, n
         part = effects.select(np.array(rows))
         perturbed, response, error = part.singles
         if len(perturbed):
-            centred = response - np.median(response, axis=1, keepdims=True)
-            deviation = 1.4826 * np.median(np.abs(centred), axis=1, keepdims=True)
-            yield perturbed, centred, error if error.any() else np.broadcast_to(deviation, error.shape)
-
-
-def _spread(response: np.ndarray) -> np.ndarray:
-    """Standard deviation of each gene over the turns, ``(G, 1)``; 1 for a gene that nothing moves."""
-    spread = response.std(1, keepdims=True)
-    return np.where(spread > 0, spread, 1.0)
+            middle = np.median(response, axis=1, keepdims=True)
+            deviation = 1.4826 * np.median(np.abs(response - middle), axis=1, keepdims=True)
+            yield perturbed, response, error if error.any() else np.broadcast_to(deviation, error.shape)
 
 
 def _regression(effects: ScreenEffects, allowed: np.ndarray) -> np.ndarray:
