@@ -2,7 +2,7 @@
 
 ::
 
-    PERTURBZOO_DATA=FOLDER python scripts/bench_grn_external.py [dream4] [multifactorial] [simulated] [gsd] [sergio] [phoenix] [dixit]
+    PERTURBZOO_DATA=FOLDER python scripts/bench_grn_external.py [dream4] [multifactorial] [simulated] [own] [gsd] [sergio] [phoenix] [dixit]
         [--methods zscore zscore_direct lasso ...] [--seed 0]
 
 Prints Markdown. Without names, all. Columns: area under precision-recall, its ratio to a random order, area under ROC, early
@@ -208,6 +208,7 @@ BENCHMARKS: dict[str, list[Callable[[], Reference]]] = {
     "simulated": [
         partial(references.dream4_like, number, kinetics) for kinetics in ("hill", "multiplicative") for number in range(3)
     ],
+    "own": [partial(references.own_screen, seed, cells) for cells in (100, 20) for seed in range(3)],
     "gsd": [references.gsd],
     "sergio": [references.sergio],
     "phoenix": [references.phoenix],

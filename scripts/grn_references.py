@@ -160,6 +160,16 @@ def dream4_like(number: int, kinetics: Literal["hill", "multiplicative"] = "hill
     return Reference(f"as DREAM4, {kinetics} network {number}", effects, truth, truth.genes)
 
 
+def own_screen(seed: int, cells_per_condition: int) -> Reference:
+    """Return one of this package's default screens: 50 genes, each under CRISPRi, Hill kinetics, cycles."""
+    cells = simulate_screen(n_genes=50, cells_per_condition=cells_per_condition, seed=seed)
+    genes = tuple(cells.var_names)
+    truth = GeneRegulatoryNetwork.from_edges(cells.uns["network"], genes)
+    effects, halves = _from_cells(cells, "interference", seed)
+    name = f"own screen, seed {seed}, {cells_per_condition} cells for each condition"
+    return Reference(name, effects, truth, genes, cells, halves=halves)
+
+
 def gsd() -> Reference:
     """Return BEELINE's gonadal sex determination: 2,000 unperturbed cells of 19 genes from a Boolean model."""
     cells = anndata.read_h5ad(folder() / "benchmarks" / "beeline_GSD_curated.h5ad")
