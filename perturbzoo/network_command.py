@@ -15,7 +15,20 @@ if TYPE_CHECKING:
     from perturbzoo.grn.levels import Levels
 
 # as in perturbzoo.grn.inference, which is not imported for --help
-METHOD_NAMES = ("grn_ode", "lasso", "mra", "total_effect", "pearson", "spearman", "trees", "partial_correlation")
+METHOD_NAMES = (
+    "grn_ode",
+    "lasso",
+    "mra",
+    "total_effect",
+    "pearson",
+    "spearman",
+    "trees",
+    "partial_correlation",
+    "zscore",
+    "zscore_direct",
+    "interventional",
+    "dag",
+)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,7 +54,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--regulators", help="text file of genes that may regulate, one in each line (default: all)")
     parser.add_argument("--max_edges", type=int, help="write the strongest only")
     parser.add_argument(
-        "--bootstraps", type=int, help="repetitions behind the probabilities (default: 20; 4 for grn_ode, none for trees)"
+        "--bootstraps",
+        type=int,
+        help="repetitions behind the probabilities (default: 20; 4 for grn_ode; none for trees, interventional and dag)",
     )
     parser.add_argument(
         "--resample",

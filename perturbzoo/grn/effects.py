@@ -6,7 +6,7 @@ Knows arrays, gene names and conditions; no file, no model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,6 +19,52 @@ from perturbzoo.perturbation import Condition, parse_condition
 
 # Which way an act moves the product of its gene; a clamp may go either way, so its own change decides.
 DIRECTION = {"knockout": -1, "interference": -1, "activation": 1, "overexpression": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class TimeSeries:
+    """Courses of G genes after a disturbance nobody described, or none.
+
+    Attributes
+    ----------
+    times
+        Shape ``(T,)``, increasing.
+    delta
+        Shape ``(S, T, G)``: S courses, as changes against control, in the space of the effects.
+    undisturbed_from
+        From when on nothing from outside acts: earlier changes say nothing of who regulates whom.
+
+    Raises
+    ------
+    PerturbZooError
+        Shapes contradict each other, a value is not finite, times do not increase, or no step is undisturbed.
+    """
+
+    times: np.ndarray
+    delta: np.ndarray
+    undisturbed_from: float = -np.inf
+
+    def __post_init__(self) -> None:
+        times, delta = np.asarray(self.times, dtype=float), np.asarray(self.delta, dtype=float)
+        object.__setattr__(self, "times", times)
+        object.__setattr__(self, "delta", delta)
+        for holds, complaint in (
+            (times.ndim == 1 and (np.diff(times) > 0).all(), "times must be one row of increasing numbers"),
+            (
+                delta.ndim == 3 and delta.shape[1] == len(times),
+                f"delta has the shape {delta.shape}, not courses x {len(times)} times x genes",
+            ),
+            (np.isfinite(delta).all(), "delta must be finite"),
+            ((times >= self.undisturbed_from).sum() >= 2, f"no step lies after undisturbed_from={self.undisturbed_from:g}"),
+        ):
+            if not holds:
+                raise PerturbZooError(f"time series: {complaint}")
+
+    def steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the changes before and after each undisturbed step, both ``(steps, G)``."""
+        kept = self.delta[:, self.times >= self.undisturbed_from]
+        genes = kept.shape[-1]
+        return kept[:, :-1].reshape(-1, genes), kept[:, 1:].reshape(-1, genes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +83,8 @@ class ScreenEffects:
         Shape ``(K, G)``: standard errors of `delta`, or one number for all; 0 where they are not known.
     default_kind
         Kind of the interventions that spell none out.
+    series
+        Courses of the same genes over time, for the methods that can use them (`zscore_direct`).
 
     Raises
     ------
@@ -49,6 +97,7 @@ class ScreenEffects:
     delta: np.ndarray
     error: np.ndarray = field(default_factory=lambda: np.zeros(()))
     default_kind: str = "knockout"
+    series: TimeSeries | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "genes", tuple(map(str, self.genes)))
@@ -67,6 +116,10 @@ class ScreenEffects:
             (error.shape == shape, f"error has the shape {error.shape}, not conditions x genes {shape}"),
             (np.isfinite(delta).all() and np.isfinite(error).all(), "delta and error must be finite"),
             ((error >= 0).all(), "standard errors must not be negative"),
+            (
+                self.series is None or self.series.delta.shape[2] == shape[1],
+                f"the time series have another number of genes than {shape[1]}",
+            ),
             (not any(one.is_control for one in self.conditions), "a row is control; leave control out, it is the reference"),
         ):
             if not holds:
@@ -168,9 +221,9 @@ class ScreenEffects:
     def select(self, rows: np.ndarray) -> ScreenEffects:
         """Return some rows, in that order; a row may come several times."""
         chosen = tuple(self.conditions[row] for row in rows)
-        return ScreenEffects(self.genes, chosen, self.delta[rows], self.error[rows], self.default_kind)
+        return replace(self, conditions=chosen, delta=self.delta[rows], error=self.error[rows])
 
     def with_noise(self, rng: np.random.Generator) -> ScreenEffects:
         """Return the effects with normal noise of their standard errors: what a repetition of the screen could have shown."""
         noisy = self.delta + self.error * rng.standard_normal(self.delta.shape)
-        return ScreenEffects(self.genes, self.conditions, noisy, self.error, self.default_kind)
+        return replace(self, delta=noisy)

@@ -15,14 +15,14 @@ import pandas as pd
 from perturbzoo.errors import PerturbZooError, near_matches, shortened
 from perturbzoo.grn.effects import ScreenEffects
 from perturbzoo.grn.inference_kinetics import REPETITIONS, infer_kinetics
-from perturbzoo.grn.inference_methods import FROM_SINGLES, METHODS
+from perturbzoo.grn.inference_methods import FROM_SINGLES, METHODS, SLOW
 from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 
 KINETIC = "grn_ode"
 NAMES = (KINETIC, *METHODS)
 BOOTSTRAPS = 20
-FEWER = {"trees": 0, KINETIC: REPETITIONS}
+FEWER = {**dict.fromkeys(SLOW, 0), KINETIC: REPETITIONS}
 WEAK = 2.0  # signal to noise below which a gene's own perturbation is not told from none
 
 
@@ -66,11 +66,12 @@ def infer_network(
     max_edges
         Keep the strongest only.
     bootstraps
-        Repetitions behind `probability`; None: 20, 4 for ``grn_ode``, none for trees, which are slow. 0: every probability is 1.
+        Repetitions behind `probability`; None: 20, 4 for `grn_ode`, none for trees, `interventional` and `dag`, which are
+        slow. 0: every probability is 1.
     resample
         What a repetition changes: effects are redrawn within their ``"errors"``, or ``"conditions"`` are drawn with
         replacement. None: errors where they are known, because a screen that perturbs each gene once loses a third of the
-        regulators to a draw of conditions. `mra` and `total_effect` need every condition and always redraw errors.
+        regulators to a draw of conditions. `mra`, `total_effect` and the z-scores need every condition and always redraw errors.
     selected
         Share of the candidate pairs that count as edges in a repetition. An edge's probability is the share of repetitions
         that have it among those strongest ones, with the same sign.

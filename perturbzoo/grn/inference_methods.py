@@ -21,6 +21,8 @@ import numpy as np
 
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.grn.effects import ScreenEffects
+from perturbzoo.grn.graphical_models import dag, interventional
+from perturbzoo.grn.zscores import zscore, zscore_direct
 
 Method: TypeAlias = Callable[[ScreenEffects, np.ndarray, int], np.ndarray]
 
@@ -161,9 +163,15 @@ METHODS: dict[str, Method] = {
     "spearman": spearman,
     "trees": trees,
     "partial_correlation": partial_correlation,
+    "zscore": zscore,
+    "zscore_direct": zscore_direct,
+    "interventional": interventional,
+    "dag": dag,
 }
 # These need conditions that perturb a single, measured gene; all others take any.
-FROM_SINGLES = ("mra", "total_effect")
+FROM_SINGLES = ("mra", "total_effect", "zscore", "zscore_direct")
+# Repeating these takes long: no probabilities unless asked for.
+SLOW = ("trees", "interventional", "dag")
 
 
 def _correlation(values: np.ndarray) -> np.ndarray:
