@@ -220,7 +220,7 @@ def test_windows_close():
 def test_spliced_and_unspliced():
     """At rest u / s = γ / β; production halved halves both; X is the spliced."""
     adata = pair(splicing=True, splicing_rate=4.0, depth=400.0, efficacy=(0.5, 0.5), times=(25.0,))
-    assert (adata.X != adata.layers["spliced"]).nnz == 0
+    assert (adata.layers["spliced"] != adata.X).nnz == 0
     for condition, level in (("control", 1.0), ("A", 0.5)):
         chosen = (adata.obs["perturbation"] == condition).to_numpy()
         spliced, unspliced = (adata.layers[name][chosen, 0].mean() / 400 for name in ("spliced", "unspliced"))
