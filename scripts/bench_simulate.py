@@ -58,7 +58,10 @@ def child(threads: int, *arguments: object) -> dict[str, Any]:
 
 def speed(options: argparse.Namespace, missed: list[str]) -> None:
     found = child(options.threads, "speed")
-    print(f"2,000 genes x 10,000 cells x 200 steps, 51 conditions: {found['seconds']:.0f} s, {found['gib']:.2f} GiB at most")
+    print(
+        f"2,000 genes x 10,000 cells x 200 steps, 51 conditions: {found['seconds']:.0f} s ({found['cpu']:.0f} s of processor time), "
+        f"{found['gib']:.2f} GiB at most"
+    )
     bar(missed, found["seconds"] < 180, f"in less than 3 min on {options.threads} cores: {found['seconds']:.0f} s")
     bar(missed, found["gib"] < 3, f"in less than 3 GiB of memory, imports included: {found['gib']:.2f} GiB")
 
@@ -68,11 +71,11 @@ def speed_child() -> dict[str, float]:
 
     network = random_network(2000)
     conditions = [f"GENE{number:04d}" for number in range(1, 51)]
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     adata = simulate_screen(network, conditions=conditions, cells_per_condition=100, n_control=5000, times=(20.0,))
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - busy
     assert adata.shape == (10_000, 2000)
-    return {"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    return {"seconds": seconds, "cpu": cpu, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
 # ---------------------------------------------------------------------- moments

@@ -49,6 +49,8 @@ def follow_cells(
     One step of length h takes the mean by the exponential Euler scheme, and one normal number for the noise of production and
     decay together, with the variance that a step of an Ornstein-Uhlenbeck process has:
     :math:`noise^2 (P + \gamma x)(1 - e^{-2 \gamma h}) / 2\gamma`. Levels that would be negative are 0.
+    Of a gene with steady production and decay, mean and variance are exact for any h; between genes, and from unspliced to spliced, the
+    error is of order h (spliced variance at the default step: 5 % too large).
 
     Parameters
     ----------
@@ -78,13 +80,31 @@ def follow_cells(
                 # 1 - exp(-2 γ h) = lost (2 - lost)
                 scale = (0.5 * noise**2) * lost * (2 - lost) / rate
                 normal.normal_(generator=generator)
-                normal.mul_(torch.addcmul(production, rate, state).mul_(scale).sqrt_())
+                variance = torch.addcmul(production, rate, state).mul_(scale)
+                if dynamics.splicing:
+                    _share_splicing(normal, variance, state, rate, noise, length)
+                normal.mul_(variance.sqrt_())
                 state = torch.lerp(state, production.div_(rate), lost).add_(normal).clamp_(min=0)
             else:
                 state = torch.lerp(state, production / rate, lost)
             if harvested >= 0:
                 kept = torch.where((harvest == harvested)[:, None], state, kept)
     return kept.numpy()
+
+
+def _share_splicing(normal: Tensor, variance: Tensor, state: Tensor, rate: Tensor, noise: float, length: float) -> None:
+    """Correlate the normal numbers of unspliced and spliced RNA, in place: a molecule that is spliced leaves one for the other.
+
+    Without that, spliced RNA would scatter more than molecules do. Over a step the covariance is
+    ``-noise^2 β u (1 - exp(-(β + γ) h)) / (β + γ)``.
+    """
+    half = state.shape[-1] // 2
+    both = rate[:, :half] + rate[:, half:]
+    covariance = rate[:, :half] * state[:, :half] * (torch.expm1(both * -length) / both * noise**2)
+    size = (variance[:, :half] * variance[:, half:]).sqrt_().clamp_(min=1e-30)
+    correlation = (covariance / size).clamp_(min=-1)
+    spliced = normal[:, half:].mul_((1 - correlation**2).sqrt_())
+    spliced.addcmul_(correlation, normal[:, :half])
 
 
 def true_levels(

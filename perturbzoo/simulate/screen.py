@@ -71,8 +71,8 @@ def simulate_screen(
 
     .. math:: dx = (P(t, x) - \gamma x)\,dt + noise\,\big(\sqrt{P}\,dW_1 + \sqrt{\gamma x}\,dW_2\big)
 
-    the chemical Langevin equation in which a level of 1 is ``noise ** -2`` molecules (with `splicing`, of either kind of RNA, noises
-    of the two being independent). Counts of gene g in a cell of size L and batch j are
+    the chemical Langevin equation in which a level of 1 is ``noise ** -2`` molecules (with `splicing`, of either kind of RNA, and
+    what splicing takes from one the other gets). Counts of gene g in a cell of size L and batch j are
 
     .. math:: n \sim \mathrm{NB}(mean = L\,depth\,x\,e^{s_{jg}},\; variance = mean + dispersion \cdot mean^2), \quad
         \log L \sim \mathcal N(0, depth\_spread^2), \quad s_{jg} \sim \mathcal N(0, batch\_shift^2)
