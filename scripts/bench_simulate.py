@@ -6,9 +6,9 @@
 
 ``speed``: a whole screen (cells, counts, truth) of 2,000 genes, 10,000 cells and 200 steps, in a process of its own.
 ``moments``: mean and variance of one gene that is made and lost at constant rates, against mean m and variance noise^2 m.
-``edges``: seconds of the cells alone, from 100 to 10,000 genes with two to three edges each, and from 2 to 16 edges a gene.
+``edges``: seconds of the cells alone, from 100 to 10,000 genes with about two edges each, and from 2 to 16 edges a gene.
 ``sergio``: cells a second beside SERGIO (Dibaeinia and Sinha 2020, Cell Systems 11:252) on the same acyclic networks, which are the
-only ones it takes, both with production and decay noise, one process each, one thread each. FOLDER is a checkout of its public
+only ones it takes, both with production and decay noise, one process each, one thread each. FOLDER is a clone of its public
 repository (GPL-3; only run, in a child process, with the names that numpy has dropped put back). SERGIO follows one course for each
 cell type and takes a cell every so many steps of it, 10 unless told otherwise; here each cell is followed by itself. *Same
 steps* gives it as many steps for a cell as a cell takes here. Its steps have the length it recommends (0.01), which it takes to
@@ -174,9 +174,22 @@ def acyclic_network(genes: int, seed: int) -> list[tuple[int, int, float]]:
 
 
 def sergio(options: argparse.Namespace, missed: list[str]) -> None:
-    if options.sergio is None or not (options.sergio / "SERGIO" / "sergio.py").exists():
-        print("SKIP  SERGIO: give --sergio FOLDER, a checkout of github.com/PayamDiba/SERGIO")
+    if options.sergio is None:
+        print("SKIP  SERGIO: give --sergio FOLDER, a clone of github.com/PayamDiba/SERGIO")
         return
+    with tempfile.TemporaryDirectory() as place:
+        folder = options.sergio
+        if not (folder / "SERGIO" / "sergio.py").exists():
+            # a bare clone
+            packed = subprocess.run(["git", "-C", folder, "archive", "HEAD", "SERGIO"], capture_output=True)
+            if packed.returncode:
+                sys.exit(f"bench_simulate: {folder} holds neither SERGIO/sergio.py nor a git repository with it")
+            subprocess.run(["tar", "-x", "-C", place], input=packed.stdout, check=True)
+            folder = Path(place)
+        beside_sergio(folder, missed)
+
+
+def beside_sergio(folder: Path, missed: list[str]) -> None:
     print(
         f"{'genes':>6}{'edges':>7}{'types':>7}{'SERGIO: steps':>15}{'cells/s':>10}{'ours: steps':>13}{'cells/s':>10}{'ratio':>9}"
     )
@@ -184,7 +197,7 @@ def sergio(options: argparse.Namespace, missed: list[str]) -> None:
         for types in (1, 9):
             ours = child(1, "ours", genes, types)
             for steps, per_type in ((STEPS, cells), (10, 10 * cells)):
-                theirs = child(1, "sergio", genes, types, steps, per_type, options.sergio)
+                theirs = child(1, "sergio", genes, types, steps, per_type, folder)
                 ratio = ours["rate"] / theirs["rate"]
                 print(
                     f"{genes:>6}{theirs['edges']:>7}{types:>7}{steps:>15}{theirs['rate']:>10.2f}{STEPS:>13}{ours['rate']:>10.0f}"
@@ -273,7 +286,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run (default: all)")
-    parser.add_argument("--sergio", type=Path, help="checkout of SERGIO's repository; without it that part is skipped")
+    parser.add_argument("--sergio", type=Path, help="clone of SERGIO's repository; without it that part is skipped")
     parser.add_argument("--threads", type=int, default=2, help="threads of the part speed (default: 2)")
     options = parser.parse_args()
     missed: list[str] = []

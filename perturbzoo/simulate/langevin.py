@@ -69,7 +69,8 @@ def follow_cells(
     state = dynamics.control_state[context].clone()
     kept = torch.empty_like(state)
     normal = torch.empty_like(state)
-    rates = dynamics.bind(acts, context)
+    # of a single context nothing has to be gathered for each cell
+    rates = dynamics.bind(acts, context if len(dynamics.control_level) > 1 else None)
     with torch.no_grad():
         for time, length, harvested in grid:
             production, decay = rates(torch.tensor(time + 0.5 * length), state)
