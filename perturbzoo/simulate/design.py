@@ -68,10 +68,12 @@ def planned_conditions(
     def alone(gene: str, dose: float) -> Condition:
         return Condition([Intervention(gene, dose=dose, onset=window[0], offset=window[1])])
 
-    first, second = np.triu_indices(count, 1)
-    drawn = np.sort(rng.choice(pairs, n_doubles, replace=False))
     most = max(doses)
-    doubles = [alone(targets[first[pair]], most) | alone(targets[second[pair]], most) for pair in drawn]
+    doubles = []
+    if n_doubles:
+        first, second = np.triu_indices(count, 1)
+        for pair in np.sort(rng.choice(pairs, n_doubles, replace=False)):
+            doubles.append(alone(targets[first[pair]], most) | alone(targets[second[pair]], most))
     return [Condition(), *(alone(gene, dose) for gene in targets for dose in doses), *doubles]
 
 

@@ -26,6 +26,7 @@ from perturbzoo.simulate.langevin import CHUNK_VALUES, follow_cells, in_threads,
 from perturbzoo.simulate.networks import random_network
 from perturbzoo.simulate.truth import annotate_network
 
+MOST_VALUES = 2_000_000_000  # cells x genes; about 16 GB of sparse counts
 SETTLING = 5.0  # lifetimes after which the spread of cells that start alike is what it stays
 
 
@@ -142,7 +143,7 @@ def simulate_screen(
     Raises
     ------
     PerturbZooError
-        An argument is outside its range, or a condition names a gene outside the network.
+        An argument is outside its range, a condition names a gene outside the network, or the screen would not fit into memory.
     """
     harvests, amounts = [float(time) for time in times], [float(dose) for dose in doses]
     settled = max(0.0, SETTLING - harvests[0]) if burn_in is None and harvests else burn_in or 0.0
@@ -189,6 +190,11 @@ def simulate_screen(
 
     size = np.full(len(wanted), cells_per_condition)
     size[0] = 10 * cells_per_condition if n_control is None else n_control
+    if int(size.sum()) * contexts * len(genes) > MOST_VALUES:
+        raise PerturbZooError(
+            f"simulate_screen: {int(size.sum()) * contexts:,} cells ({len(wanted)} conditions) x {len(genes):,} genes are more than "
+            f"{MOST_VALUES:,} values and do not fit into memory: perturb fewer genes, or take fewer genes or cells"
+        )
     condition = np.tile(np.repeat(np.arange(len(wanted)), size), contexts)
     context = np.repeat(np.arange(contexts), size.sum())
     harvest = np.arange(len(condition)) % len(harvests)

@@ -101,8 +101,8 @@ def annotate_network(network: GeneRegulatoryNetwork, rng: np.random.Generator) -
             "term": np.r_[np.char.add("under_", names[network.regulator]), np.char.add(acts, names[network.target])],
         }
     )
-    wrong = names[rng.random(len(names)) < 0.1]
-    borrowed = pd.DataFrame({"gene": wrong, "term": true["term"].to_numpy()[rng.integers(len(true), size=len(wrong))]})
+    wrong = names[(rng.random(len(names)) < 0.1) & (len(true) > 0)]
+    borrowed = pd.DataFrame({"gene": wrong, "term": true["term"].to_numpy()[rng.integers(max(1, len(true)), size=len(wrong))]})
     true = true[rng.random(len(true)) >= 0.1]
     noted = np.repeat(names, 1 + rng.poisson(1, len(names)))
     number = rng.integers(max(1, len(noted) // 8), size=len(noted))

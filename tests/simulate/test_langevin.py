@@ -13,6 +13,7 @@ import torch
 
 from perturbzoo.grn import GeneRegulatoryNetwork, Interventions, RegulatoryDynamics
 from perturbzoo.perturbation import parse_condition
+from perturbzoo.simulate import simulate_screen, truth_frame
 from perturbzoo.simulate.langevin import follow_cells, in_threads, time_grid, true_levels
 
 ALONE = GeneRegulatoryNetwork(("A",), *(np.zeros(0) for _ in range(5)))  # nothing regulates anything
@@ -92,6 +93,15 @@ def test_steady_state_after_the_last_act():
     np.testing.assert_allclose(steady[0, :2], 1.0, rtol=1e-4)
     # B: twice f, f = σ(W (h - 1/2)), h = .04 / 1.04 at a level of .2
     np.testing.assert_allclose(steady[0, 2], [0.2, 2 / (1 + math.exp(1 - 2 * 0.04 / 1.04))], rtol=1e-4)
+
+
+def test_genes_without_any_edge_answer_for_themselves():
+    network = GeneRegulatoryNetwork(tuple("ABCDEFGHIJKLMNOPQRST"), *(np.zeros(0) for _ in range(5)))
+    adata = simulate_screen(network, cells_per_condition=1)
+    expected = np.zeros((21, 20))
+    expected[1:][np.eye(20, dtype=bool)] = np.log(0.2)
+    np.testing.assert_allclose(truth_frame(adata, "latent"), expected, atol=1e-2)
+    assert adata.uns["go"]["term"].str.startswith("unrelated").all()
 
 
 def test_threads_keep_the_order_and_pass_errors_on():

@@ -147,6 +147,11 @@ def test_motifs_are_planted():
     assert members.sum() == 3
 
 
+def test_screens_that_do_not_fit_into_memory():
+    with pytest.raises(PerturbZooError, match=r"501,000 cells \(5001 conditions\) x 5,000 genes are more than"):
+        simulate_screen(random_network(5000, n_regulators=3, in_degree=1.0))
+
+
 def write(folder, rows) -> str:
     path = folder / "edges.csv"
     pd.DataFrame(rows, columns=["regulator", "target", "weight"]).to_csv(path, index=False)
