@@ -44,10 +44,8 @@ from perturbzoo.grn.interventions import Effects, Interventions
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 
 with warnings.catch_warnings():
-    # torch says once in a process, at the first such tensor, that they are in beta; the plain product used here is an old one
-    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-    _none = torch.zeros(0, dtype=torch.int64)
-    torch.sparse_csr_tensor(torch.zeros(2, dtype=torch.int64), _none, torch.zeros(0), (1, 1), check_invariants=False)
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")  # torch says it once, at the first
+    torch.eye(1).to_sparse_csr()
 
 Kinetics = Literal["additive", "hill", "multiplicative"]
 KINETICS = ("additive", "hill", "multiplicative")
