@@ -80,7 +80,9 @@ def main() -> None:
     screen, checkpoint = folder / "screen.h5ad", folder / "run" / "checkpoints" / "best.ckpt"
     predictions = folder / "predictions.h5ad"
 
-    run("simulate", "--output", str(screen))
+    # modules, so that regulators share targets and the GO-like table says something about those nobody perturbed
+    network = ("--genes", "200", "--regulators", "40", "--modules", "4", "--in_degree", "4")
+    run("simulate", *network, "--singles", "40", "--doubles", "40", "--depth_spread", "0.3", "--output", str(screen))
     run(
         "fit",
         *("--config", "configs/data/simulated.yaml", "--config", "configs/model/gears.yaml"),

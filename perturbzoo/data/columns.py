@@ -24,7 +24,7 @@ CONDITION_COLUMNS = (
     "cytokine",
 )
 DOSE_COLUMNS = ("dose_value", "dose_val", "dose", "concentration")
-TYPE_COLUMNS = ("perturbation_type", "perturbation_method", "modality")
+TYPE_COLUMNS = ("perturbation_type", "perturbation_method", "modality", "kind")
 COVARIATE_COLUMNS = ("cell_type", "cell_line", "celltype", "context", "batch", "gem_group", "stimulation", "replicate")
 
 DEFAULT_KIND = "knockout"
@@ -44,6 +44,7 @@ KIND_OF_TYPE = {
     "activation": "activation",
     "overexpression": "overexpression",
     "orf": "overexpression",
+    "clamp": "clamp",
     "drug": "compound",
     "drugs": "compound",
     "compound": "compound",

@@ -27,14 +27,17 @@ def embedded_file(name: str) -> Path:
 
     from perturbzoo import __version__
     from perturbzoo.data.h5ad_writer import new_h5ad
-    from perturbzoo.simulate import simulate_linear, write_go_table
+    from perturbzoo.simulate import random_network, simulate_screen, write_go_table
 
-    # the version is part of the name: another simulator makes another screen
-    folder = Path(os.environ.get("PERTURBZOO_CACHE") or pooch.os_cache("perturbzoo")) / f"embedded-{__version__}"
+    # version and simulator are part of the name: another one makes another screen
+    folder = Path(os.environ.get("PERTURBZOO_CACHE") or pooch.os_cache("perturbzoo")) / f"embedded-{__version__}-network"
     if all((folder / file).exists() for file in FILES):
         return folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    adata = simulate_linear()
+    # what scripts/demo.py asks of `perturbzoo simulate`: regulators of one module share targets, so that something can be learned
+    # about those nobody perturbed
+    network = random_network(200, n_regulators=40, modules=4, sign_of="regulator", in_degree=4.0)
+    adata = simulate_screen(network, n_singles=40, n_doubles=40, depth_spread=0.3)
     write_go_table(adata, folder / "go.csv")
     with new_h5ad(folder / "screen.h5ad") as writer:
         writer.start(adata)

@@ -46,8 +46,9 @@ from perturbzoo.errors import PerturbZooError, shortened
 from perturbzoo.grn.interventions import Effects, Interventions
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 
-# said once by torch at the first sparse product; the product used here is an old and plain one
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")  # torch says it once, at the first
+    torch.eye(1).to_sparse_csr()
 
 Kinetics = Literal["additive", "hill", "multiplicative"]
 Ends: TypeAlias = tuple[Tensor, Tensor, Tensor]  # where edges arrive, whence they come, where each sink's begin

@@ -5,12 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from perturbzoo.simulate.linear import simulate_linear, truth_frame, write_go_table
+# loaded when asked for: they need numpy, scipy and torch, for which `perturbzoo simulate --help` has no time
+_LOCATIONS = {
+    "network_from_file": "perturbzoo.simulate.networks",
+    "random_network": "perturbzoo.simulate.networks",
+    "simulate_linear": "perturbzoo.simulate.linear",
+    "simulate_screen": "perturbzoo.simulate.screen",
+    "truth_frame": "perturbzoo.simulate.truth",
+    "write_go_table": "perturbzoo.simulate.truth",
+}
 
-# loaded when asked for: they need torch, for which `perturbzoo simulate --help` has no time
-_LOCATIONS = {"random_network": "perturbzoo.simulate.networks", "simulate_screen": "perturbzoo.simulate.screen"}
-
-__all__ = ["random_network", "simulate_linear", "simulate_screen", "truth_frame", "write_go_table"]
+__all__ = ["network_from_file", "random_network", "simulate_linear", "simulate_screen", "truth_frame", "write_go_table"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,22 +1,21 @@
-"""A small Perturb-seq with known truth: perturbations spread linearly over a sparse regulatory network.
+"""A Perturb-seq whose answer is a formula: perturbations spread linearly over a sparse regulatory network.
 
-For demonstrations, tests and benchmarks; knows neither models nor evaluation.
+For benchmarks and tests of models: many genes at once, closed-form effects, targets that share processes, unmeasured targets, and
+nothing to integrate. Where kinetics, feedback, time, doses or the network itself matter, and for everything a user sees, there is
+:mod:`perturbzoo.simulate.screen`. Knows neither models nor evaluation.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
-from scipy.interpolate import CubicSpline
-from scipy.stats import nbinom, poisson
 
-from perturbzoo.errors import PerturbZooError, near_matches
+from perturbzoo.errors import PerturbZooError
+from perturbzoo.simulate.counts import draw_counts, expected_log1p
 from perturbzoo.simulate.linear_network import HUBS_PER_PROCESS, annotate, build_network, propagate
 
 KIND_SIGN = {"knockout": -1.0, "interference": -1.0, "activation": 1.0, "overexpression": 1.0}
@@ -115,7 +114,7 @@ def simulate_linear(
         ``cell_type``, ``batch``, ``depth`` (L). ``uns["network"]``: table of ``regulator, target, weight``.
         ``uns["go"]``: table of ``gene, term``. ``uns["truth"]``: names ``condition`` (C, control first), ``gene`` (G),
         ``cell_type`` (K) and ``target`` (T); ``latent`` (C, G), the d above; ``expression`` (K, C, G), noise-free mean of
-        ``log1p(n / L * depth)`` over cells and batches; ``efficacy`` (T,); ``kind``. :func:`truth_frame` reads them.
+        ``log1p(n / L * depth)`` over cells and batches; ``efficacy`` (T,); ``kind``. :func:`perturbzoo.simulate.truth_frame` reads them.
 
     Raises
     ------
@@ -236,103 +235,6 @@ def combine_effects(first: np.ndarray, second: np.ndarray, interaction: float) -
     return first + second - interaction * shared
 
 
-def expected_log1p(share: np.ndarray, depth: float, depth_spread: float, dispersion: float) -> np.ndarray:
-    """Mean of ``log1p(n / L * depth)`` over cells: counts n of negative binomial, cell sizes L of lognormal law.
-
-    It is a smooth function of the share alone: summed over the counts and a Gauss-Hermite rule for L at 64 shares, and
-    interpolated between them (relative error about 1e-5).
-
-    Parameters
-    ----------
-    share
-        Any shape: expected fraction of the cell's counts, positive.
-    depth, depth_spread, dispersion
-        As in :func:`simulate_linear`.
-
-    Returns
-    -------
-    ndarray
-        The shape of `share`.
-    """
-    knots = np.geomspace(share.min() * 0.999, share.max() * 1.001, 64)
-    nodes, node_weights = np.polynomial.hermite.hermgauss(13)
-    sizes = depth * np.exp(depth_spread * np.sqrt(2) * nodes)[:, None]
-    values = np.empty(len(knots))
-    for index, knot in enumerate(knots):
-        mean = knot * sizes
-        law = nbinom(1 / dispersion, 1 / (1 + dispersion * mean)) if dispersion > 0 else poisson(mean)
-        # count by count to 1,000, then in bins of 0.2 %, over which a logarithm is straight
-        largest = max(1000.0, law.ppf(1 - 1e-9).max())
-        edges = np.r_[np.arange(1000), np.rint(np.geomspace(1000, largest, 2 + int(500 * np.log(largest / 1000))))]
-        counts = (np.r_[0, edges[:-1] + 1] + edges) / 2
-        probability = np.diff(law.cdf(edges), prepend=0.0, axis=1)
-        values[index] = node_weights @ (probability * np.log1p(counts / sizes * depth)).sum(1) / np.sqrt(np.pi)
-    return CubicSpline(np.log(knots), values)(np.log(share))
-
-
-def truth_frame(
-    adata: AnnData, what: Literal["delta", "expression", "latent"] = "delta", cell_type: str | None = None
-) -> pd.DataFrame:
-    """The simulated screen's noise-free answer, conditions x genes.
-
-    Parameters
-    ----------
-    adata
-        What :func:`simulate_linear` returned; may have lost genes and cells since.
-    what
-        ``"delta"``: expression less that of control, log1p-normalised; ``"expression"``, log1p-normalised;
-        ``"latent"``: shift of the log rate, natural log.
-    cell_type
-        The context; needed where there are several. Latent effects are the same in all.
-
-    Raises
-    ------
-    PerturbZooError
-        The file was not simulated here, or the context is missing or unknown.
-    """
-    truth = _simulated(adata, "truth")
-    cell_types = [str(name) for name in truth["cell_type"]]
-    if what == "latent":
-        values = np.asarray(truth["latent"])
-    else:
-        if cell_type is None and len(cell_types) > 1:
-            raise PerturbZooError(f"cell_type is missing: the screen has {', '.join(cell_types)}; name one")
-        name = cell_types[0] if cell_type is None else cell_type
-        if name not in cell_types:
-            raise PerturbZooError(
-                f"cell_type '{name}' was not simulated{near_matches(name, cell_types)}; there are {', '.join(cell_types)}"
-            )
-        values = np.asarray(truth["expression"])[cell_types.index(name)]
-    frame = pd.DataFrame(values, index=truth["condition"], columns=truth["gene"])
-    return frame - frame.iloc[0] if what == "delta" else frame
-
-
-def write_go_table(adata: AnnData, path: str | os.PathLike[str]) -> Path:
-    """Write the simulated gene-to-term table as CSV with the columns ``gene,term``, and return its path.
-
-    Raises
-    ------
-    PerturbZooError
-        The file was not simulated here, or the folder cannot be written.
-    """
-    destination = Path(path)
-    unfinished = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    table = _simulated(adata, "go")
-    try:
-        table.to_csv(unfinished, index=False)
-        unfinished.replace(destination)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise PerturbZooError(f"cannot write the GO table to '{destination}': {error.strerror}") from error
-    return destination
-
-
-def _simulated(adata: AnnData, key: str) -> Any:
-    if key not in adata.uns:
-        raise PerturbZooError(f"uns['{key}'] is missing: only files made by simulate_linear have it")
-    return adata.uns[key]
-
-
 def _draw_counts(
     share: np.ndarray, pair: np.ndarray, cell_depth: np.ndarray, dispersion: float, rng: np.random.Generator
 ) -> sparse.csr_matrix:
@@ -341,8 +243,6 @@ def _draw_counts(
     step = max(1, CHUNK_VALUES // share.shape[1])
     for start in range(0, len(pair), step):
         rows = slice(start, start + step)
-        rate = share[pair[rows]] * cell_depth[rows, None].astype(np.float32)
-        if dispersion > 0:
-            rate *= np.float32(dispersion) * rng.standard_gamma(1 / dispersion, rate.shape, dtype=np.float32)
-        blocks.append(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
+        mean = share[pair[rows]] * cell_depth[rows, None].astype(np.float32)
+        blocks.append(draw_counts(mean, dispersion, rng))
     return sparse.vstack(blocks, format="csr")

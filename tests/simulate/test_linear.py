@@ -255,7 +255,9 @@ def test_questions_without_an_answer(tmp_path: Any) -> None:
         truth_frame(adata)
     with pytest.raises(PerturbZooError, match="cell_type 'line3' was not simulated; did you mean 'line"):
         truth_frame(adata, "delta", "line3")
-    with pytest.raises(PerturbZooError, match="only files made by simulate_linear"):
+    with pytest.raises(PerturbZooError, match="no 'fixed_point': only screens of simulate_screen have it"):
+        truth_frame(adata, "fixed_point", "line1")
+    with pytest.raises(PerturbZooError, match="only simulated files"):
         write_go_table(anndata.AnnData(np.ones((2, 2))), tmp_path / "go.csv")
     with pytest.raises(PerturbZooError, match="cannot write the GO table"):
         write_go_table(adata, tmp_path / "nowhere" / "go.csv")
