@@ -139,7 +139,7 @@ def double_error(case: Case, predicted: np.ndarray) -> float:
 
 def additive(case: Case, levels: Levels) -> np.ndarray:
     """Sum of the measured changes of the singles."""
-    single = {condition: change for condition, change in zip(levels.conditions, levels.change, strict=True)}
+    single = dict(zip(levels.conditions, levels.change, strict=True))
     nothing = np.zeros(len(levels.genes))
     parts = [[single.get(parse_condition(target), nothing) for target in one.targets] for one in case.doubles]
     return np.array([np.sum(part, axis=0) for part in parts])

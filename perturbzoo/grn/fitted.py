@@ -21,7 +21,7 @@ from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.grn.steady import steady_state
 from perturbzoo.perturbation import KINDS, Condition
 
-ABSENT = 0.5  # standard errors that an edge's weight must be worth to be one at all
+ABSENT = 0.5  # standard errors that an edge's weight must be worth to take part in the kinetics
 FAR = torch.tensor(math.inf)
 # what is done to a node that is not measured: its level is unknown, and taken up by the weights of its edges
 UNMEASURED_STRENGTH = {"interference": 0.8, "activation": 1.0, "overexpression": 1.0, "knockout": 0.99}
@@ -66,10 +66,14 @@ class FittedNetwork(nn.Module):
         Shape ``(A,)``: logit of the share of its own mRNA that a knockout costs a gene beyond the network (nonsense-mediated decay).
     shift
         Shape ``(K, measured)``: log of true over measured control levels.
+    information, probability, estimate
+        Shape ``(E,)``: of each candidate edge the Fisher information about its weight, the posterior probability that it is an edge,
+        and its posterior mean weight; see :func:`perturbzoo.grn.fitting.fit_network`.
     """
 
     information: Tensor
     probability: Tensor
+    estimate: Tensor
     prior: Tensor
     shift: Tensor
 
@@ -102,6 +106,7 @@ class FittedNetwork(nn.Module):
         self.register_buffer("information", torch.ones(len(candidates)))
         self.register_buffer("prior", torch.as_tensor(candidates.probability, dtype=torch.float32))
         self.register_buffer("probability", torch.ones(len(candidates)))
+        self.register_buffer("estimate", torch.zeros(len(candidates)))
 
     @property
     def nodes(self) -> tuple[str, ...]:

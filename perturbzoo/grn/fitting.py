@@ -15,6 +15,13 @@ controls are measured with error too: a shift u of each gene is shared by all co
 An edge costs :math:`\lambda_{ij} |W_{ij}|`, with :math:`\lambda_{ij} = c \sqrt{I_{ij}}\,(1 - s\, p_{ij})`: I is the Fisher
 information of the screen about that edge alone, so that c counts standard errors, and p the prior's probability. In its place gates
 (Louizos, Welling and Kingma, ICLR 2018, https://arxiv.org/abs/1712.01312) switch edges on and off at the cost of their log odds.
+
+How sure an edge is follows afterwards, for each on its own. With :math:`\tilde w = W - \nabla / I` the weight that the likelihood
+alone would have (one Newton step), :math:`a = \sigma_w^2 I` and the prior odds of an edge,
+
+.. math:: \log \frac{p}{1 - p} = \log \frac{\pi}{1 - \pi} + \frac{\tilde w^2 I}{2} \frac{a}{1 + a} - \frac12 \log(1 + a)
+
+with :math:`\pi = p_{ij} / 2` for edges of the prior and two in the number of nodes for others, mixed by s.
 """
 
 from __future__ import annotations
@@ -38,6 +45,7 @@ from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 
 GATE_TEMPERATURE, GATE_LOW, GATE_HIGH = 2 / 3, -0.1, 1.1
+WEIGHT_SCALE = 1.0  # standard deviation of the weights of true edges, before anything is known
 SMOOTH = 1e-3  # |W| is sqrt(W² + SMOOTH²): Adam needs a slope at 0
 
 
@@ -262,17 +270,33 @@ class _Fit:
         if gate is not None:
             gate.eval()
             parametrize.remove_parametrizations(dynamics, "weight", leave_parametrized=True)
-        with torch.no_grad():
-            worth = dynamics.weight.abs() * fitted.information.sqrt()  # in standard errors, after what the penalty took
-            chance = torch.erf(worth / math.sqrt(2)) if gate is None else gate.chance()
-            # what the smooth penalty leaves of a 0 is 0
-            absent = worth <= ABSENT
-            dynamics.weight[absent] = 0
-            fitted.probability.copy_(torch.where(absent, torch.zeros_like(chance), chance))
+        self._judge(gate)
         for parameter in fitted.parameters():
             parameter.requires_grad_(False)
             if not bool(torch.isfinite(parameter).all()):
                 raise PerturbZooError("network fit: the parameters are no longer finite; lower lr, or raise penalty")
+
+    def _judge(self, gate: _Gates | None) -> None:
+        """Posterior probabilities and mean weights; then drop from the kinetics what is no edge."""
+        fitted, dynamics = self.fitted, self.fitted.dynamics
+        information = fitted.information
+        weight = dynamics.weight.detach().clone()
+        if gate is None:
+            loss = self._fixed_point_loss() if self.options.fixed_point_steps else self._residual_loss()
+            (slope,) = torch.autograd.grad(loss, dynamics.weight)
+            # one Newton step on the likelihood alone takes back what the penalty took
+            free = weight - slope / information
+            share = WEIGHT_SCALE**2 * information
+            evidence = 0.5 * free**2 * information * share / (1 + share) - 0.5 * torch.log1p(share)
+            elsewhere = torch.full_like(weight, 2 / len(fitted.nodes))
+            believed = torch.lerp(elsewhere, (0.5 * fitted.prior).maximum(elsewhere), self.options.prior_strength)
+            chance = torch.sigmoid(torch.logit(believed) + evidence)
+        else:
+            chance = gate.chance().detach()
+        with torch.no_grad():
+            fitted.probability.copy_(chance)
+            fitted.estimate.copy_(chance * weight)
+            dynamics.weight[weight.abs() * information.sqrt() <= ABSENT] = 0
 
     def _descend(self, stage: str, parameters: list[Tensor], steps: int, lr: float, loss: Callable[[], Tensor]) -> None:
         optimizer = torch.optim.Adam(parameters, lr=lr)

@@ -82,16 +82,12 @@ def infer_kinetics(
 
 
 def mean_network(fits: Sequence[FittedNetwork]) -> GeneRegulatoryNetwork:
-    """Average fits on the same candidates: mean weights, and mean probabilities of an edge with that sign.
-
-    Of a single fit the probability is that of the weight's sign, :math:`2 \\Phi(z) - 1` with z the weight in its standard errors;
-    with gates that of the gate.
-    """
-    weights = np.stack([fit.dynamics.weight.detach().double().numpy() for fit in fits])
+    """Average fits on the same candidates: posterior mean weights, and probabilities of an edge with that sign."""
+    weights = np.stack([fit.estimate.double().numpy() for fit in fits])
     chance = np.stack([fit.probability.double().numpy() for fit in fits])
     mean = weights.mean(0)
     agree = (chance * (np.sign(weights) == np.sign(mean))).mean(0).clip(0, 1)
-    kept = (mean != 0) & (agree > 0)
+    kept = mean != 0
     edges = fits[0].candidates
     return GeneRegulatoryNetwork(
         edges.genes, edges.regulator[kept], edges.target[kept], mean[kept], np.sign(mean[kept]).astype(np.int8), agree[kept]

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from perturbzoo.models.base import PerturbationModel
 
 
-BELIEVED = 0.68  # probability of an edge worth one standard error
+BELIEVED = 0.5  # probability from which an edge counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,8 +344,7 @@ class NetworkAnswers:
         conditions
             For a model: what it is asked about. None: every target of the data alone.
         edges
-            Strongest edges of each network that are compared; None: as many as are worth more than one standard error in the
-            data's network.
+            Strongest edges of each network that are compared; None: those of each that are more probable than not.
 
         Raises
         ------
@@ -373,7 +372,6 @@ class NetworkAnswers:
         prior = fitted.candidates
         candidates = candidate_network(levels, prior.genes[: len(prior.genes)], prior, restrict=True)
         implied = mean_network([fit_network(levels, candidates, model._options())])
-        count = edges or max(1, int((own.probability > BELIEVED).sum()))
         perturbed = {target for one in named for target in one.targets}
         heard = [name for name in own.genes if name in perturbed or name not in set(spec.genes)]
         acts = fitted.interventions(fitted.encode(named))
@@ -386,7 +384,7 @@ class NetworkAnswers:
         return Link(
             data=own,
             model=implied,
-            edges=compare_edges(own, implied, edges=count, regulators=heard or None),
+            edges=compare_edges(own, implied, edges=edges, threshold=BELIEVED, regulators=heard or None),
             consistency=consistency(
                 fitted.pruned(), level * fitted.dynamics.control_level[context], acts, context, noise=full_noise, own=False
             ),
