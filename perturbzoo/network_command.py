@@ -106,7 +106,7 @@ def main(arguments: Sequence[str]) -> None:
         resample=options.resample,
         seed=options.seed,
     )
-    write_network_table(ranked_edges(network), output)
+    write_network_table(ranked_edges(network, options.method), output)
     print("\n".join([*said, "", str(identifiability_report(effects, network, prior)), "", f"network: {output}"]))
 
 

@@ -7,7 +7,7 @@
 ``full``: 50 genes, each under CRISPRi alone, 100 cells each. ``half``: 40 genes, half of them perturbed, and a prior that lists
 80 % of the true edges and as many false ones. ``sparse``: 40 genes, multiplicative regulation, 20 cells each. All are cyclic networks
 with about two regulators of each gene, as ``perturbzoo simulate`` draws them. The methods get the same file and the same prior; the
-kinetics are fitted once (no repetition), with their defaults. Unseen double knockdowns are compared with the simulator's noise-free
+kinetics are fitted once (no repetition), with their defaults, and rank edges by probability. Unseen double knockdowns are compared with the simulator's noise-free
 levels, the targets themselves left out; *additive* is the sum of the two measured changes (0 for a single nobody measured).
 
 ``large``: 1,000 genes, 200 of them perturbed, prior as above; in a process of its own, of which the peak memory is. ``edges``: time of
@@ -170,7 +170,7 @@ def infer_all(name: str, case: Case) -> pd.DataFrame:
     if case.doubles:
         own = double_error(case, fitted.change(case.doubles).numpy()[:, : len(levels.genes)])
         more = {"double_mse": own, "additive_mse": double_error(case, additive(case, levels))}
-    add(KINETICS, score_network(network, case.truth), seconds, **more)
+    add(KINETICS, score_network(network, case.truth, by="probability"), seconds, **more)
     for method in METHODS:
         if name == "large" and method in SLOW and method != "trees":
             continue

@@ -22,6 +22,7 @@ from perturbzoo.grn.network import GeneRegulatoryNetwork
 KINETIC = "grn_ode"
 NAMES = (KINETIC, *METHODS)
 BOOTSTRAPS = 20
+RANKED_BY: dict[str, Literal["weight", "probability"]] = {KINETIC: "probability"}  # all others: weight, which is their score
 FEWER = {**dict.fromkeys(SLOW, 0), KINETIC: REPETITIONS}
 WEAK = 2.0  # signal to noise below which a gene's own perturbation is not told from none
 
@@ -124,7 +125,12 @@ def infer_network(
             options=FitOptions(prior_strength=prior_strength),
             seed=seed,
         )
-        return network if max_edges is None else _first(network, max_edges)
+        if max_edges is None:
+            return network
+        # its weights are effects, which may be large and doubtful: the most probable edges are kept
+        kept = np.sort(np.argsort(-network.probability, kind="stable")[:max_edges])
+        parts = (getattr(network, name)[kept] for name in ("regulator", "target", "weight", "sign", "probability"))
+        return GeneRegulatoryNetwork(network.genes, *parts)
     allowed, factor = _candidates(effects, prior, prior_use, prior_strength, regulators)
     infer = METHODS[method]
     scores = infer(effects, allowed, seed) * factor
@@ -209,13 +215,6 @@ def read_prior(paths: str | Sequence[str], genes: Sequence[str], regulators: Seq
     return placed_prior(pd.concat([read_network_table(file) for file in files], ignore_index=True), genes, regulators)
 
 
-def _first(network: GeneRegulatoryNetwork, count: int) -> GeneRegulatoryNetwork:
-    """The strongest edges."""
-    kept = np.sort(np.argsort(-np.abs(network.weight), kind="stable")[:count])
-    parts = (getattr(network, name)[kept] for name in ("regulator", "target", "weight", "sign", "probability"))
-    return GeneRegulatoryNetwork(network.genes, *parts)
-
-
 def _strongest(scores: np.ndarray, count: int) -> np.ndarray:
     """Mark the `count` largest magnitudes, fewer where there are not as many above 0; ties go to the first in order."""
     size = np.abs(scores).ravel()
@@ -225,12 +224,12 @@ def _strongest(scores: np.ndarray, count: int) -> np.ndarray:
     return marked.reshape(scores.shape)
 
 
-def ranked_edges(network: GeneRegulatoryNetwork) -> pd.DataFrame:
-    """Return the edges as a table, strongest first; ties by probability, then by name."""
+def ranked_edges(network: GeneRegulatoryNetwork, method: str = "lasso") -> pd.DataFrame:
+    """Return the edges as a table, strongest first: by what the method ranks by (:data:`RANKED_BY`), then the other, then by name."""
+    edges = network.edges.assign(size=lambda table: table["weight"].abs())
+    first, second = ("probability", "size") if RANKED_BY.get(method) == "probability" else ("size", "probability")
+    order = edges.sort_values([first, second, "regulator", "target"], ascending=[False, False, True, True])
     edges = network.edges
-    order = edges.assign(size=edges["weight"].abs(), unsure=-edges["probability"]).sort_values(
-        ["size", "unsure", "regulator", "target"], ascending=[False, True, True, True]
-    )
     return edges.loc[order.index].reset_index(drop=True)
 
 

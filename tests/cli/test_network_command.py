@@ -10,6 +10,7 @@ import pytest
 
 from perturbzoo.cli import main
 from perturbzoo.grn import GeneRegulatoryNetwork, infer_network, score_network
+from perturbzoo.grn.inference import NAMES, RANKED_BY
 from perturbzoo.network_command import METHOD_NAMES, read_effects
 from perturbzoo.simulate import simulate_screen
 
@@ -39,10 +40,10 @@ def test_round_trip(method: str, file: Path, truth: GeneRegulatoryNetwork, tmp_p
     main(["network", "--data", str(file), "--method", method, "--output", str(output), "--bootstraps", "2"])
     table = pd.read_csv(output)
     assert list(table) == ["regulator", "target", "weight", "sign", "probability"]
-    assert (np.diff(table["weight"].abs()) <= 0).all()
+    assert (np.diff(table[RANKED_BY.get(method, "weight")].abs()) <= 0).all()
     assert [path.name for path in tmp_path.iterdir()] == ["edges.csv"]
-    effects, _, _ = read_effects(file)
-    network = infer_network(effects, method, bootstraps=2)
+    effects, levels, _ = read_effects(file)
+    network = infer_network(effects, method, levels=levels, bootstraps=2)
     read = GeneRegulatoryNetwork.read(output, effects.genes)
     np.testing.assert_allclose(read.matrix().toarray(), network.matrix().toarray(), rtol=1e-12)
     np.testing.assert_allclose(read.probability, network.probability)
