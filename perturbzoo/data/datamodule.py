@@ -346,10 +346,22 @@ class PerturbSeqDataModule(LightningDataModule):
         variance = np.maximum(squares - mean**2, 0.0) * (size / np.maximum(size - 1, 1))
         return mean, np.where(size > 1, variance, np.nan)
 
+    @property
+    def expression(self) -> sparse.csr_matrix:
+        """All cells, ``(cells, G)`` CSR, log1p-normalised; `index` says which is which."""
+        return self._screen.values
+
+    def _training_rows(self) -> np.ndarray:
+        rows = [self.index.cells_by_pair[pair] for pair in self.pairs_of("train")] + self.index.controls_by_context
+        return np.sort(np.concatenate(rows))
+
     def training_cells(self) -> sparse.csr_matrix:
         """Expression of all training cells and controls, ``(cells, G)`` CSR, log1p-normalised."""
-        rows = [self.index.cells_by_pair[pair] for pair in self.pairs_of("train")] + self.index.controls_by_context
-        return self._screen.values[np.sort(np.concatenate(rows))]
+        return self.expression[self._training_rows()]
+
+    def training_sizes(self) -> np.ndarray:
+        """Size factors of these cells, ``(cells,)``, counts; zeros where there are log1p values only."""
+        return self._screen.size_factor[self._training_rows()]
 
     def pairs_of(self, part: Part) -> np.ndarray:
         """Positions of the (condition, context) pairs of a part of the split."""
