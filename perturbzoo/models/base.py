@@ -81,7 +81,8 @@ class PerturbationModel(LightningModule):
         self.test_bulks: Pseudobulks | None = None
         self._built = False
         self._source: tuple[str, PerturbationModel] | None = None
-        self._data_arguments: dict[str, Any] = {}
+        # of the data module it was trained on, for what a spec does not hold: names of columns, filters
+        self.data_arguments: dict[str, Any] = {}
         self._val_sums: PseudobulkSums | None = None
         self._test_sums: PseudobulkSums | None = None
 
@@ -106,6 +107,30 @@ class PerturbationModel(LightningModule):
 
     def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
         """The terms of the training loss; their sum is minimised and each is logged under its name."""
+        raise NotImplementedError
+
+    @property
+    def changes_cells_alike(self) -> bool:
+        """Whether all cells of a condition and context get one change, by :meth:`delta`: computed once, however many cells."""
+        return False
+
+    def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Predict the change of each pair, for a model that :attr:`changes_cells_alike`.
+
+        Parameters
+        ----------
+        table
+            C pairs.
+        context_control
+            Shape ``(C, G)``: mean control profile of each pair's context.
+
+        Returns
+        -------
+        delta
+            Shape ``(C, G)``: expected change of expression.
+        variance
+            Shape ``(C, G)``: squared standard error of it, or None.
+        """
         raise NotImplementedError
 
     def parameter_axes(self) -> dict[str, tuple[str | None, ...]]:
@@ -145,7 +170,8 @@ class PerturbationModel(LightningModule):
     def setup(self, stage: str) -> None:
         data = self.data
         assert data.spec is not None
-        self._data_arguments = _own(data.hparams)
+        if stage == "fit" or self.spec is None:
+            self.data_arguments = _own(data.hparams)
         if stage == "fit":
             self.train()  # a loaded model is in evaluation mode, in which it would not learn what dropout teaches
         if self.trainer.ckpt_path is not None:
@@ -344,7 +370,7 @@ class PerturbationModel(LightningModule):
             "arguments": _own(self.hparams),
             "spec": self.get_spec().to_json(),
             "prepared": self.prepared,
-            "data": self._data_arguments,
+            "data": self.data_arguments,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -353,34 +379,19 @@ class PerturbationModel(LightningModule):
             self.spec, self.prepared = DataSpec.from_json(header["spec"]), header["prepared"]
             self._built = False
             self.configure_model()
-        if self._trainer is None:
-            self._data_arguments = header["data"]
-        else:
+        if self._trainer is None or self.trainer.state.fn != "fit":
+            self.data_arguments = header["data"]
+        if self._trainer is not None:
             stage = self.trainer.state.fn
             self._match_data("fit" if stage is None else stage.value)
 
 
 class ConditionDeltaModel(PerturbationModel):
-    """A model whose predicted change depends on condition and context only: computed once for each pair, then gathered."""
+    """A model whose predicted change depends on condition and context only: a subclass writes :meth:`delta`."""
 
-    def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Predict the change of each pair.
-
-        Parameters
-        ----------
-        table
-            C pairs.
-        context_control
-            Shape ``(C, G)``: mean control profile of each pair's context.
-
-        Returns
-        -------
-        delta
-            Shape ``(C, G)``: expected change of expression.
-        variance
-            Shape ``(C, G)``: squared standard error of it, or None.
-        """
-        raise NotImplementedError
+    @property
+    def changes_cells_alike(self) -> bool:
+        return True
 
     def forward(self, batch: PerturbationBatch) -> Prediction:
         delta, variance = self.delta(batch.table, batch.context_control)

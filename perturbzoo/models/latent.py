@@ -268,7 +268,8 @@ class TransportModel(PerturbationModel):
         from perturbzoo.models.scvi_space import fit_scvi
 
         print(f"space: training an scVI model of {components} dimensions on {cells.shape[0]:,} cells", flush=True)
-        device = self.trainer.strategy.root_device
+        # not the model's own trainer, which a member of an ensemble has none of
+        device = "cpu" if data.trainer is None else data.trainer.strategy.root_device
         return fit_scvi(cells, data.training_sizes(), self.get_spec().depth, components, self.hparams["scvi"], device)
 
     @property

@@ -355,10 +355,17 @@ class Transformer(PerturbationModel):
             return batch.control, batch.row
         return batch.context_control, torch.arange(len(batch.table), device=batch.row.device)
 
+    @property
+    def changes_cells_alike(self) -> bool:
+        return self.choices["per"] == "condition"
+
+    def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, None]:
+        return self.changes(context_control, table, torch.arange(len(table), device=context_control.device)), None
+
     def forward(self, batch: PerturbationBatch) -> Prediction:
-        profile, row = self.profiles(batch)
-        change = self.changes(profile, batch.table, row)
-        return Prediction(batch.control + (change if self.choices["per"] == "cell" else change[batch.row]))
+        if self.choices["per"] == "cell":
+            return Prediction(batch.control + self.changes(batch.control, batch.table, batch.row))
+        return Prediction(batch.control + self.delta(batch.table, batch.context_control)[0][batch.row])
 
     # ------------------------------------------------------------------ training
 

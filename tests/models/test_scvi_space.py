@@ -149,7 +149,7 @@ def test_checkpoint_alone_predicts_the_same_cells(adata: Any, kind: Any, tmp_pat
 def test_scvi_needs_counts(adata: Any) -> None:
     logged = adata.copy()
     logged.X = logged.X.log1p()
-    with pytest.raises(PerturbZooError, match="space 'scvi' needs raw counts.*set space to 'pca'"):
+    with pytest.raises(PerturbZooError, match=r"space 'scvi' needs raw counts.*set space to 'pca'"):
         fit(CellOT(**SMALL[CellOT], **SPACE), read(logged), 0)
 
 
