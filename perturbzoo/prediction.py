@@ -135,6 +135,12 @@ def _draw(pools: dict[int, np.ndarray], n_cells: int, query: QueryCells, seed: i
 def _check_conditions(model: PerturbationModel, conditions: Sequence[Condition]) -> None:
     """Refuse unknown targets before anything is read, and say which settings the model cannot follow."""
     encode_conditions(conditions, [0] * len(conditions), model.target_names, model.get_spec().default_kind)
+    dosed = [str(c) for c in conditions if any(act.dose not in (0, 1) for act in c)]
+    if dosed and not model.handles_dose:
+        message = (
+            f"{type(model).__name__} has no doses as it is set up: {shortened(dosed)} are predicted as at any dose above 0"
+        )
+        warnings.warn(message, PerturbZooWarning, stacklevel=4)
     timed = [str(c) for c in conditions if any(act.onset != 0 or np.isfinite(act.offset) for act in c)]
     if timed and not model.handles_time:
         message = f"{type(model).__name__} has no time: the windows of {shortened(timed)} are ignored"

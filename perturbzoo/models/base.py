@@ -8,6 +8,7 @@ Lightning calls :meth:`PerturbationModel.setup`, which takes the spec from the d
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +23,7 @@ from perturbzoo.checkpoint import check_header, load, plain_values
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.data.spec import DataSpec
-from perturbzoo.errors import PerturbZooError
+from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation.calibration import conformal_scale
 from perturbzoo.evaluation.metrics import mse, pearson_delta
 from perturbzoo.evaluation.pseudobulk import Pseudobulks, PseudobulkSums
@@ -110,6 +111,11 @@ class PerturbationModel(LightningModule):
         raise NotImplementedError
 
     @property
+    def handles_dose(self) -> bool:
+        """Whether a dose above 0 makes a difference; where not, fit and prediction say so."""
+        return True
+
+    @property
     def changes_cells_alike(self) -> bool:
         """Whether all cells of a condition and context get one change, by :meth:`delta`: computed once, however many cells."""
         return False
@@ -178,9 +184,18 @@ class PerturbationModel(LightningModule):
             return  # spec and prepared tensors come from the checkpoint
         if self.spec is None:
             self.spec = data.spec
+            self._say_if_doses_are_lost(data)
             self.prepared = self.prepare(data)
         else:
             self._match_data(stage)
+
+    def _say_if_doses_are_lost(self, data: PerturbSeqDataModule) -> None:
+        training = data.table.select(torch.from_numpy(data.pairs_of("train")))
+        doses = training.dose[training.present & (training.dose > 0)].unique().tolist()
+        if len(doses) > 1 and not self.handles_dose and self.trainer.is_global_zero:
+            listed = shortened([f"{dose:g}" for dose in doses])
+            message = f"{type(self).__name__} has no doses as it is set up: conditions at doses {listed} count as the same"
+            warnings.warn(message, PerturbZooWarning, stacklevel=2)
 
     def _match_data(self, stage: str) -> None:
         """Make the data module read its cells the way this model's data were read."""

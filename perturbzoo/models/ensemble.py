@@ -133,6 +133,10 @@ class Ensemble(PerturbationModel):
         return {name: torch.stack([terms[name] for terms in each]).mean() for name in each[0]}
 
     @property
+    def handles_dose(self) -> bool:
+        return (self._all() or [self._new_member()])[0].handles_dose
+
+    @property
     def changes_cells_alike(self) -> bool:
         return all(member.changes_cells_alike for member in self._all())
 

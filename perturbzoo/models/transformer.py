@@ -356,6 +356,11 @@ class Transformer(PerturbationModel):
         return batch.context_control, torch.arange(len(batch.table), device=batch.row.device)
 
     @property
+    def handles_dose(self) -> bool:
+        # the flag of a gene is on or off; the token of any other target has a vector
+        return self.choices["target_vectors"] or set(self.target_names).isdisjoint(self.get_spec().genes)
+
+    @property
     def changes_cells_alike(self) -> bool:
         return self.choices["per"] == "condition"
 

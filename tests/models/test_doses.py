@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,9 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from perturbzoo.data.datamodule import PerturbSeqDataModule
-from perturbzoo.models import CPA, GEARS, CellOT, FlowMatching, Transformer
+from perturbzoo.errors import PerturbZooWarning
+from perturbzoo.models import CPA, GEARS, CellOT, FlowMatching, Ridge, Transformer
+from perturbzoo.models.baselines import TrainingMean
 
 pytestmark = pytest.mark.filterwarnings("ignore::perturbzoo.errors.PerturbZooWarning")
 
@@ -120,8 +124,6 @@ def test_a_start_knows_the_doses_it_has_seen(name: str) -> None:
     extra = adata[adata.obs["perturbation"] == "DRUG"].copy()
     extra.obs["perturbation"] = "OTHER"
     extra.obs_names = [f"other{number}" for number in range(extra.n_obs)]
-    import anndata
-
     both = anndata.concat([adata, extra])
     kind = MODELS[name][0]
     data = PerturbSeqDataModule.from_anndata(both, kind="compound", split={"method": "no_test"}, min_cells=1, seed=0)
@@ -140,3 +142,41 @@ def test_a_start_knows_the_doses_it_has_seen(name: str) -> None:
     mean = (response(1) + response(4)) / 2
     expected = [response(1) + response(4), 2 * response(4), mean + response(4), mean]
     np.testing.assert_allclose(strength, expected, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("default::perturbzoo.errors.PerturbZooWarning")
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [(Transformer, {"paper": True, "width": 8, "layers": 1, "heads": 2}), (TrainingMean, {}), (Ridge, {"embedding": "pca"})],
+)
+def test_a_model_without_doses_says_so(kind: Any, arguments: dict[str, Any]) -> None:
+    """Once when it is fitted to several doses, once when it is asked about one; not where there are none to lose."""
+    adata, _ = drug_screen()
+    adata.obs["perturbation"] = adata.obs["perturbation"].replace("DRUG", "g0")
+
+    def said(doses: bool) -> list[str]:
+        chosen = adata if doses else adata[np.isin(adata.obs["dose"], [1.0])].copy()
+        options: dict[str, Any] = {"kind": "compound", "split": {"method": "no_test"}, "min_cells": 1, "seed": 0}
+        data = PerturbSeqDataModule.from_anndata(chosen, cells_per_condition=8, **options)
+        model = kind(**arguments)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+            Trainer(max_epochs=1, accelerator="cpu", logger=False, **quiet).fit(model, data)
+            model.predict(chosen, ["g0@3"] if doses else ["g0", "g0@0"])
+        return [
+            str(one.message) for one in caught if issubclass(one.category, PerturbZooWarning) and "dose" in str(one.message)
+        ]
+
+    name = kind.__name__
+    assert said(doses=True) == [
+        f"{name} has no doses as it is set up: conditions at doses 0.1, 1, 10 count as the same",
+        f"{name} has no doses as it is set up: g0@3 are predicted as at any dose above 0",
+    ]
+    assert said(doses=False) == []
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_the_others_have_doses(name: str) -> None:
+    kind, arguments, _ = MODELS[name]
+    assert kind(**arguments).handles_dose
