@@ -219,7 +219,9 @@ class PerturbationModel(LightningModule):
         self.build()
         self._built = True
         if self._source is not None:
-            self._take_weights(*self._source)
+            from perturbzoo.models.initialisation import take_weights
+
+            take_weights(self, *self._source)
             self._source = None
 
     def initialise_from(self, path: str) -> None:
@@ -241,39 +243,6 @@ class PerturbationModel(LightningModule):
                 f"{path} holds a {type(source).__name__}: a {type(self).__name__} cannot start from its weights"
             )
         self._source = (path, source)
-
-    def _take_weights(self, path: str, source: PerturbationModel) -> None:
-        """Copy what fits: whole tensors of the same shape, and rows and columns of genes and targets of the same name."""
-        names = {"gene": (source.get_spec().genes, self.get_spec().genes), "target": (source.target_names, self.target_names)}
-        shared = {}
-        for axis, (old, new) in names.items():
-            position = {name: row for row, name in enumerate(old)}
-            common = [name for name in new if name in position]
-            old_rows = torch.tensor([position[name] for name in common], dtype=torch.int64)
-            shared[axis] = (
-                old_rows,
-                torch.tensor([row for row, name in enumerate(new) if name in position], dtype=torch.int64),
-            )
-        axes, theirs = self.parameter_axes(), source.state_dict()
-        fresh = []
-        # running statistics of a batch normalisation belong to its weights
-        running = {name: buffer for name, buffer in self.named_buffers() if ".running_" in name}
-        for name, own in [*self.named_parameters(), *running.items()]:
-            value = theirs.get(name)
-            kinds = axes.get(name, (None,) * own.ndim)
-            fits = value is not None and all(a == b or k for a, b, k in zip(value.shape, own.shape, kinds, strict=True))
-            if value is None or not fits:
-                fresh.append(name)
-                continue
-            index = [
-                shared[kind] if kind else (torch.arange(n), torch.arange(n)) for kind, n in zip(kinds, own.shape, strict=True)
-            ]
-            with torch.no_grad():
-                own[torch.meshgrid(*(new for _, new in index), indexing="ij")] = value[
-                    torch.meshgrid(*(old for old, _ in index), indexing="ij")
-                ].to(own)
-        counts = ", ".join(f"{len(shared[axis][1])} of {len(new)} {axis}s" for axis, (_, new) in names.items())
-        print(f"weights from {path}: {counts}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
 
     def configure_callbacks(self) -> list[Callback]:
         from perturbzoo.callbacks import default_callbacks
