@@ -7,8 +7,8 @@ and variances.
 The ceiling is one half of the observed cells compared with the other. Every row is therefore compared with a half, in samples
 of a half's size, and the mean over random halvings is shown.
 
-A contender is a model with the arguments of its file in configs/model, or `Model:pca`, `Model:genes`, `Model:scvi` for a model
-that moves cells in another space (`scvi` with 20 dimensions).
+A contender is a model with the arguments of its file in configs/model; for a model that moves cells a space (`pca`, `genes`, or `scvi`
+with 20 dimensions) and a start (`identity`, `mean_shift`, `additive`) may follow: `CellOT:scvi`, `CellOT:pca:identity`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning
 import numpy as np
@@ -40,7 +40,7 @@ from perturbzoo.evaluation.distribution import (
 )
 from perturbzoo.models import find_model
 from perturbzoo.models.baselines import Baseline
-from perturbzoo.models.latent import LatentSpace, fit_latent
+from perturbzoo.models.latent import LatentSpace, Start, fit_latent
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "model"
 COLUMNS = ("E", "MMD2", "Sinkhorn", "R2 mean", "R2 variance")
@@ -69,15 +69,17 @@ def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def configured(contender: str) -> tuple[Any, dict[str, Any]]:
     """A new model, and the arguments of its data, by the first file of configs/model that names the class."""
-    name, _, space = contender.partition(":")
+    name, *others = contender.split(":")
     model, given, data = find_model(name), {}, {}
     for file in sorted(CONFIGS.glob("*.yaml")):
         config = yaml.safe_load(file.read_text())
         if config["model"]["class_path"].rsplit(".", 1)[-1] == name:
             given, data = config["model"].get("init_args", {}), config.get("data", {}).get("init_args", {})
             break
-    if space:
-        given = {**given, "space": space, **({"components": 20} if space == "scvi" else {})}
+    for other in others:
+        given = {**given, **({"start": other} if other in get_args(Start) else {"space": other})}
+    if "scvi" in others:
+        given["components"] = 20
     return model(**given), data
 
 
