@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ from perturbzoo.perturbation import Condition
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from perturbzoo.models.base import ConditionDeltaModel, PerturbationModel
+    from perturbzoo.models.base import PerturbationModel
 
 _CHUNK_VALUES = 1 << 22  # cells x genes predicted and written at a time
 _REQUESTS = 8  # changes computed at a time where cells change alike
@@ -94,7 +94,7 @@ def make_plan(
         raise PerturbZooError(f"n_cells is {n_cells}: give 1 or more, or leave it out for every control cell")
     if seed < 0:
         raise PerturbZooError(f"seed is {seed}: give 0 or more")
-    spec, data = model.get_spec(), model._data_arguments
+    spec, data = model.get_spec(), model.data_arguments
     wanted = read_conditions(conditions, data.get("separator"), data.get("control_labels") or ())
     if not wanted:
         raise PerturbZooError("conditions: none given; write them as 'KLF1+CEBPA,SET'")
@@ -135,18 +135,21 @@ def _draw(pools: dict[int, np.ndarray], n_cells: int, query: QueryCells, seed: i
 def _check_conditions(model: PerturbationModel, conditions: Sequence[Condition]) -> None:
     """Refuse unknown targets before anything is read, and say which settings the model cannot follow."""
     encode_conditions(conditions, [0] * len(conditions), model.target_names, model.get_spec().default_kind)
+    dosed = [str(c) for c in conditions if any(act.dose not in (0, 1) for act in c)]
+    if dosed and not model.handles_dose:
+        message = (
+            f"{type(model).__name__} has no doses as it is set up: {shortened(dosed)} are predicted as at any dose above 0"
+        )
+        warnings.warn(message, PerturbZooWarning, stacklevel=4)
     timed = [str(c) for c in conditions if any(act.onset != 0 or np.isfinite(act.offset) for act in c)]
     if timed and not model.handles_time:
         message = f"{type(model).__name__} has no time: the windows of {shortened(timed)} are ignored"
         warnings.warn(message, PerturbZooWarning, stacklevel=4)
 
 
-def _shifts(model: PerturbationModel) -> TypeGuard[ConditionDeltaModel]:
-    """Whether every cell of a condition and context changes alike."""
-    from perturbzoo.models.base import ConditionDeltaModel
-
-    own_forward = type(model).forward is not ConditionDeltaModel.forward
-    return isinstance(model, ConditionDeltaModel) and not own_forward and not model.differentiates_in_forward
+def _alike(model: PerturbationModel) -> bool:
+    """Whether changes can be computed for conditions and not for cells."""
+    return model.changes_cells_alike and not model.differentiates_in_forward
 
 
 Rows = tuple[slice, dict[str, np.ndarray]]
@@ -175,7 +178,7 @@ def run(model: PerturbationModel, plan: Plan) -> Iterator[Rows]:
         spec.default_kind,
     )
     context_control = torch.from_numpy(query.control_mean[context])
-    change = _changes(model, table, context_control) if _shifts(model) else None
+    change = _changes(model, table, context_control) if _alike(model) else None
     source, pool = CSRSource(query.values), BufferPool(spec.n_genes)
     was_training = model.training
     model.eval()
@@ -228,7 +231,7 @@ def _numpy(mean: Tensor, variance: Tensor | None, name: str) -> dict[str, np.nda
 
 
 def _changes(
-    model: ConditionDeltaModel, table: ConditionTable, context_control: Tensor
+    model: PerturbationModel, table: ConditionTable, context_control: Tensor
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """The changes ``(C, G)`` of consecutive requests, each computed once however many cells it is predicted for."""
 
@@ -278,7 +281,7 @@ def _start(
     if pseudobulk:
         cells, plan = plan, plan.averaged()
         # where cells change alike, the prediction of their mean is the mean of their predictions
-        rows = run(model, plan) if _shifts(model) else _averages(model, cells)
+        rows = run(model, plan) if _alike(model) else _averages(model, cells)
     spec = model.get_spec()
     provenance = {
         "model": type(model).__name__,

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 
 from perturbzoo.checkpoint import read_checkpoint
 from perturbzoo.data.datamodule import PerturbSeqDataModule
-from perturbzoo.models.gears import GEARS
+from perturbzoo.models import find_model
 
 EPOCHS = 4
 
@@ -32,16 +32,29 @@ class Kill(Callback):
         if trainer.current_epoch == 2 and batch_idx == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-fit({path!r}, {root!r}, callbacks=[Kill()])
+fit({path!r}, {root!r}, kind={kind!r}, callbacks=[Kill()])
 """
+
+# targets hidden at random draw from torch's generator in every step, as dropout does
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "GEARS": {"hidden": 8, "unseen_rate": 0.5, "lr": 0.01, "lr_decay": 0.5},
+    # two optimisers, steps by hand, and a running mean of the weights
+    "CellOT": {"components": 5, "hidden": [8, 8], "width": 4, "unseen_rate": 0.5},
+}
 
 
 def fit(
-    path: str, root: str, *, epochs: int = EPOCHS, callbacks: list[Callback] | None = None, ckpt_path: str | None = None
+    path: str,
+    root: str,
+    *,
+    kind: str = "GEARS",
+    epochs: int = EPOCHS,
+    callbacks: list[Callback] | None = None,
+    ckpt_path: str | None = None,
 ) -> Trainer:
-    """Train GEARS with targets hidden at random, which draws from torch's generator in every step as dropout does."""
+    """Train a model of the class `kind`."""
     seed_everything(3)
-    model = GEARS(hidden=8, unseen_rate=0.5, lr=0.01, lr_decay=0.5)
+    model = find_model(kind)(**ARGUMENTS[kind])
     data = PerturbSeqDataModule(path, conditions_per_batch=1, cells_per_condition=10, seed=3, split={"method": "simulation"})
     trainer = Trainer(
         accelerator="cpu",
@@ -83,25 +96,32 @@ def assert_equal(first: Any, second: Any, where: str = "state") -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_where_an_uninterrupted_one_does(screen: str, tmp_path: Path) -> None:
-    script = KILLED_RUN.format(tests=str(Path(__file__).parent), path=screen, root=str(tmp_path / "killed"))
+@pytest.mark.parametrize("kind", list(ARGUMENTS))
+def test_a_killed_run_ends_where_an_uninterrupted_one_does(screen: str, tmp_path: Path, kind: str) -> None:
+    script = KILLED_RUN.format(tests=str(Path(__file__).parent), path=screen, root=str(tmp_path / "killed"), kind=kind)
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert process.returncode == -signal.SIGKILL, process.stderr
     last = tmp_path / "killed/checkpoints/last.ckpt"
     before = read_checkpoint(last)
     assert before["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 2, "two epochs were whole"
 
-    fit(screen, str(tmp_path / "killed"), ckpt_path=str(last))
-    fit(screen, str(tmp_path / "whole"))
+    fit(screen, str(tmp_path / "killed"), kind=kind, ckpt_path=str(last))
+    fit(screen, str(tmp_path / "whole"), kind=kind)
 
     resumed, whole = read_checkpoint(last), read_checkpoint(tmp_path / "whole/checkpoints/last.ckpt")
     n_steps = whole["global_step"]
     assert resumed["global_step"] == n_steps > before["global_step"] > 0
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "random_state"):
         assert_equal(resumed[part], whole[part], part)
-    assert not torch.equal(before["state_dict"]["gene_embedding.weight"], whole["state_dict"]["gene_embedding.weight"])
-    # StepLR with a factor of one half, once per epoch
-    assert whole["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.01 * 0.5**EPOCHS)
+    assert len(whole["optimizer_states"]) == {"GEARS": 1, "CellOT": 2}[kind]
+    learned = {
+        "GEARS": ["gene_embedding.weight"],
+        "CellOT": ["f.skips.0.weight", "g.skips.0.weight", "mean.module.0.skips.0.weight"],
+    }
+    for name in learned[kind]:
+        assert not torch.equal(before["state_dict"][name], whole["state_dict"][name]), name
+    if kind == "GEARS":  # StepLR with a factor of one half, once per epoch
+        assert whole["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.01 * 0.5**EPOCHS)
     best = [read_checkpoint(tmp_path / name / "checkpoints/best.ckpt") for name in ("killed", "whole")]
     assert_equal(best[0]["state_dict"], best[1]["state_dict"], "best")
 

@@ -213,15 +213,15 @@ class PerturbSeqDataModule(LightningDataModule):
         if given is None and not (self.parts == "train").any():
             raise PerturbZooError(f"{screen.where}: the split '{self.split.name}' leaves no training condition")
 
-        if screen.value_space == "counts":
-            depth = given.depth if given is not None else float(np.median(screen.size_factor[training]))
-            normalise(screen.values, screen.size_factor, depth)
-        else:
-            depth = 0.0
+        depth, n_measured = 0.0, len(screen.genes)
         if given is not None:
             match_spec(screen, given)
-        elif self.hparams["n_top_genes"] is not None:
-            keep_variable_genes(screen, training, self.hparams["n_top_genes"])
+        else:
+            if screen.value_space == "counts":
+                depth = float(np.median(screen.size_factor[training]))
+                normalise(screen.values, screen.size_factor, depth)
+            if self.hparams["n_top_genes"] is not None:
+                keep_variable_genes(screen, training, self.hparams["n_top_genes"])
 
         context_of_pair = np.array([context for _, context in self._pairs], dtype=np.int64)
         order = np.argsort(pair, kind="stable")
@@ -235,7 +235,8 @@ class PerturbSeqDataModule(LightningDataModule):
             ],
         )
         control_mean = group_means(screen.values, self.index.controls_by_context)
-        self.spec = given or self._make_spec(screen, depth, control_mean.astype(np.float32))
+        chosen = len(screen.genes) < n_measured
+        self.spec = given or self._make_spec(screen, depth, control_mean.astype(np.float32), chosen)
         if given is not None:
             # a known context keeps its place in the model's list; a new one is -1
             known = {levels: position for position, levels in enumerate(given.contexts)}
@@ -276,7 +277,7 @@ class PerturbSeqDataModule(LightningDataModule):
             pairs, arguments["values"] = [pairs[pair] for pair in shown["pair"]], shown["value"].tolist()
         return make_split(pairs, **arguments)
 
-    def _make_spec(self, screen: Screen, depth: float, control_mean: np.ndarray) -> DataSpec:
+    def _make_spec(self, screen: Screen, depth: float, control_mean: np.ndarray, genes_chosen: bool) -> DataSpec:
         return DataSpec(
             genes=tuple(screen.genes),
             # all that the file named, also in conditions too small to be kept: a model may be asked about them
@@ -295,6 +296,7 @@ class PerturbSeqDataModule(LightningDataModule):
                 for condition, (_, context), part in zip(self.conditions, self._pairs, self.parts, strict=True)
                 if part == "train"
             ),
+            genes_chosen=genes_chosen,
         )
 
     def target_names(self) -> list[str]:
@@ -356,10 +358,17 @@ class PerturbSeqDataModule(LightningDataModule):
         """Shape ``(cells,)``: depth of each cell in counts; 0 where the file held none."""
         return self._screen.size_factor
 
+    def _training_rows(self) -> np.ndarray:
+        rows = [self.index.cells_by_pair[pair] for pair in self.pairs_of("train")] + self.index.controls_by_context
+        return np.sort(np.concatenate(rows))
+
     def training_cells(self) -> sparse.csr_matrix:
         """Expression of all training cells and controls, ``(cells, G)`` CSR, log1p-normalised."""
-        rows = [self.index.cells_by_pair[pair] for pair in self.pairs_of("train")] + self.index.controls_by_context
-        return self._screen.values[np.sort(np.concatenate(rows))]
+        return self.expression[self._training_rows()]
+
+    def training_sizes(self) -> np.ndarray:
+        """Size factors of these cells, ``(cells,)``, counts; zeros where there are log1p values only."""
+        return self._screen.size_factor[self._training_rows()]
 
     def pairs_of(self, part: Part) -> np.ndarray:
         """Positions of the (condition, context) pairs of a part of the split."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,11 +132,36 @@ class H5adWriter:
         dataset.attrs["encoding-version"] = "0.2.0"
 
 
+def _part_of(file: Path, process: int | str) -> str:
+    # with host and process: two runs with the same output must not write into one another's file
+    return f".{file.name}.{socket.gethostname()}-{process}.part"
+
+
+def _remove_left_over(file: Path) -> None:
+    """Remove what killed runs left of the same output: parts whose process, of this host, is gone."""
+    pattern = re.compile(re.escape(_part_of(file, "NUMBER")).replace("NUMBER", r"(\d+)"))
+    with contextlib.suppress(OSError):  # a folder that can be written need not be listed
+        for part in file.absolute().parent.iterdir():
+            if (found := pattern.fullmatch(part.name)) and not _is_alive(int(found[1])):
+                part.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing, asks whether it could
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # somebody else's; a part is never removed in doubt
+    return True
+
+
 @contextmanager
 def new_h5ad(path: str | os.PathLike[str]) -> Iterator[H5adWriter]:
     """Write an h5ad file in the body of ``with``; it takes its name when the body has ended well.
 
-    On any failure nothing is left behind, and what had that name before stays as it was.
+    On any failure nothing is left behind, and what had that name before stays as it was. What a killed process left of the same
+    output is removed.
 
     Parameters
     ----------
@@ -154,8 +182,8 @@ def new_h5ad(path: str | os.PathLike[str]) -> Iterator[H5adWriter]:
         raise PerturbZooError(f"{file}: the folder {file.absolute().parent} does not exist")
     if file.is_dir():
         raise PerturbZooError(f"{file}: a folder has that name")
-    # with the process's number: two runs with the same output must not write into one another's file
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
+    _remove_left_over(file)
+    temporary = file.with_name(_part_of(file, os.getpid()))
     try:
         disk = _Disk(temporary)
     except OSError as error:

@@ -5,45 +5,43 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
+from perturbzoo.data.matching import fill_of, match_genes, matched_sizes
+from perturbzoo.data.reading import normalise
 from perturbzoo.data.screen import Screen, match_levels
 from perturbzoo.data.spec import DataSpec
 from perturbzoo.errors import PerturbZooError
 
 
 def match_spec(screen: Screen, spec: DataSpec) -> None:
-    """Bring genes and covariate levels into a model's order; genes the file lacks get the model's mean control expression.
+    """Read a screen as a trained model's: its genes, depth and covariate levels.
+
+    Genes are matched and cells scaled as those of :func:`perturbzoo.data.query.read_query`; genes that the file lacks get the
+    model's mean control expression.
 
     Parameters
     ----------
     screen
-        Changed in place; its values must be log1p-normalised already.
+        Changed in place; raw counts become log1p-normalised.
     spec
         The model's.
 
     Raises
     ------
     PerturbZooError
-        No gene in common, or another value space.
+        No gene in common, another value space, no size factors where the model had some.
     """
-    position = {gene: column for column, gene in enumerate(screen.genes)}
-    present = [position[gene] for gene in spec.genes if gene in position]
-    missing = [gene for gene in spec.genes if gene not in position]
-    if not present:
-        raise PerturbZooError(
-            f"{screen.where}: none of its genes is among the model's {spec.n_genes}: are the identifiers of the same kind? "
-            "(gene_key names a var column)"
-        )
     if screen.value_space != spec.value_space:
         raise PerturbZooError(f"{screen.where} holds {screen.value_space} values, the model was trained on {spec.value_space}")
-    values = screen.values[:, present]
-    if missing:
-        absent = np.array([gene not in position for gene in spec.genes])
-        fill = np.tile(spec.control_mean.mean(axis=0)[absent], (values.shape[0], 1))
-        values = sparse.hstack([values, sparse.csr_matrix(fill)], format="csr")
-        back = np.argsort(np.concatenate([np.flatnonzero(~absent), np.flatnonzero(absent)]))
-        values = values[:, back]
-        screen.report.append(f"{len(missing)} of the model's {spec.n_genes} genes are missing: filled with its mean control")
-    screen.values, screen.genes = sparse.csr_matrix(values, dtype=np.float32), list(spec.genes)
+    matched, present = match_genes(screen.values, screen.genes, spec, screen.where, stacklevel=4)
+    if spec.value_space == "counts":
+        factors = matched_sizes(screen.values, matched, present, screen.obs, spec, screen.where)
+        # a cell with counts of other genes only has none of these, whatever it is divided by
+        screen.size_factor = np.where(factors > 0, factors, 1.0)
+        normalise(matched, screen.size_factor, spec.depth)
+    if not present.all():
+        filled = sparse.csr_matrix(np.tile(fill_of(spec, present), (matched.shape[0], 1)))
+        matched = sparse.csr_matrix(matched + filled)
+    screen.values, screen.genes = sparse.csr_matrix(matched, dtype=np.float32), list(spec.genes)
     # the model's numbers of the levels, not those of this file; -1 for a level it never saw
     _, screen.covariate = match_levels(screen.obs, list(spec.covariates), screen.where, spec.covariates)
 

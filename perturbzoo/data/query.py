@@ -14,6 +14,7 @@ from scipy import sparse
 
 from perturbzoo.data import columns
 from perturbzoo.data.genes import map_genes
+from perturbzoo.data.matching import fill_of, match_genes, matched_sizes
 from perturbzoo.data.reading import (
     check_unique,
     detect_value_space,
@@ -23,12 +24,11 @@ from perturbzoo.data.reading import (
     name_of_values,
     normalise,
     read_anndata,
-    row_sums,
     values_as_csr,
 )
-from perturbzoo.data.screen import find_contexts, match_levels, size_factors
+from perturbzoo.data.screen import find_contexts, match_levels
 from perturbzoo.data.spec import DataSpec
-from perturbzoo.errors import PerturbZooError, PerturbZooWarning, near_matches, shortened
+from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.perturbation import parse_condition
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class QueryCells:
     covariate
         Shape ``(cells, V)``: levels in the order of ``spec.covariates``, -1 for a new one.
     size_factor
-        Shape ``(cells,)``, counts; zeros where the model was trained on log1p values.
+        Shape ``(cells,)``, counts, those of missing genes estimated; zeros where the model was trained on log1p values.
     control_mean
         Shape ``(contexts, G)``, float32: mean profile of each context, with `fill`.
     """
@@ -140,7 +140,7 @@ def read_query(controls: AnnData | str | os.PathLike[str], spec: DataSpec, data:
         The model's.
     data
         Arguments of the data module that the model was trained with, for what a spec does not hold: ``condition_key``,
-        ``control_labels``, ``separator``, ``cell_filter``, ``layer``, ``gene_table``, ``n_top_genes``.
+        ``control_labels``, ``separator``, ``cell_filter``, ``layer``, ``gene_table``.
 
     Raises
     ------
@@ -164,18 +164,23 @@ def read_query(controls: AnnData | str | os.PathLike[str], spec: DataSpec, data:
         raise PerturbZooError(
             f"{where}: {name_of_values(layer)} holds {called[space]}, the model was trained on {called[spec.value_space]}"
         )
-    matched, present = _match_genes(adata, values, spec, data, where)
+    names = adata.var_names
+    matched, present = match_genes(
+        values, names if names.equals(pd.Index(spec.genes)) else _gene_names(adata, spec, data), spec, where
+    )
+    # entries that stand twice in a row count together; log1p of each alone would be wrong
+    matched.sum_duplicates()
     factors = np.zeros(adata.n_obs)
     if space == "counts":
-        factors, depth = _depths(values, matched, present, adata.obs, spec, data, where)
+        factors = matched_sizes(values, matched, present, adata.obs, spec, where)
         if not (keep := factors > 0).all():
             if not keep.any():
                 raise PerturbZooError(f"{where}: none of its {len(keep)} control cells has any count of the model's genes")
             message = f"{where}: {int((~keep).sum())} control cells without any count are left out"
             warnings.warn(message, PerturbZooWarning, stacklevel=2)
             matched, factors, obs = matched[keep], factors[keep], obs[keep]
-        normalise(matched, factors, depth)
-    fill = np.where(present, 0, spec.control_mean.mean(axis=0)).astype(np.float32)
+        normalise(matched, factors, spec.depth)
+    fill = fill_of(spec, present)
     _, covariate = match_levels(obs, list(spec.covariates), where, spec.covariates)
     contexts, context = find_contexts(obs, spec.match_on)
     known = {levels: position for position, levels in enumerate(spec.contexts)}
@@ -251,44 +256,6 @@ def _read_covariates(obs: pd.DataFrame, spec: DataSpec, where: str) -> pd.DataFr
     return table
 
 
-def _match_genes(
-    adata: AnnData, values: sparse.csr_matrix, spec: DataSpec, data: Mapping[str, Any], where: str
-) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Bring the genes into the spec's order: ``(cells, G)`` CSR, and ``(G,)`` bool, which of them the query has."""
-    if adata.var_names.equals(pd.Index(spec.genes)):
-        # as most often: nothing to move; counts are normalised in place later
-        if spec.value_space == "counts" or not values.has_canonical_format:
-            values = values.copy()
-            values.sum_duplicates()
-        return values, np.ones(spec.n_genes, dtype=bool)
-    names = _gene_names(adata, spec, data)
-    wanted = pd.Index(spec.genes)
-    check_unique(names[names.isin(wanted)], "genes", where)
-    position = wanted.get_indexer(names)
-    columns_found = np.flatnonzero(position >= 0)
-    if not len(columns_found):
-        raise PerturbZooError(
-            f"{where}: none of its {adata.n_vars} genes ({shortened(names, 3)}) is among the model's {spec.n_genes} "
-            f"({shortened(spec.genes, 3)}): are the identifiers of the same kind (symbols, Ensembl)?"
-        )
-    found = position[columns_found]
-    present = np.isin(np.arange(spec.n_genes), found)
-    n_missing, n_extra = int((~present).sum()), len(names) - len(found)
-    notes = []
-    if n_missing:
-        notes.append(f"{n_missing} are missing and filled with its mean control expression")
-    if n_extra:
-        notes.append(f"{n_extra} others are ignored")
-    if (np.diff(found) < 0).any():
-        notes.append(f"{len(found)} stand in another order and are matched by name")
-    if notes:
-        message = f"{where}: of the model's {spec.n_genes} genes {len(found)} are there: {', '.join(notes)}"
-        warnings.warn(message, PerturbZooWarning, stacklevel=3)
-    ones = np.ones(len(found), dtype=np.float32)
-    selection = sparse.csr_matrix((ones, (columns_found, found)), shape=(adata.n_vars, spec.n_genes))
-    return sparse.csr_matrix(values @ selection), present
-
-
 def _gene_names(adata: AnnData, spec: DataSpec, data: Mapping[str, Any]) -> pd.Index:
     """The index of var, one of its columns, or their translation, whichever names most of the model's genes."""
     text = adata.var.select_dtypes(exclude=["number", "bool"])
@@ -300,31 +267,6 @@ def _gene_names(adata: AnnData, spec: DataSpec, data: Mapping[str, Any]) -> pd.I
             except (PerturbZooError, OSError):
                 continue  # the table is not at hand any more, or knows none of these names
     return max(candidates, key=lambda names: names.isin(spec.genes).sum())
-
-
-def _depths(
-    values: sparse.csr_matrix,
-    matched: sparse.csr_matrix,
-    present: np.ndarray,
-    obs: pd.DataFrame,
-    spec: DataSpec,
-    data: Mapping[str, Any],
-    where: str,
-) -> tuple[np.ndarray, float]:
-    """Size factors ``(cells,)`` and the depth they are scaled to, comparable with those of the training cells."""
-    if spec.size_factor_key is not None:
-        if spec.size_factor_key not in obs.columns:
-            raise PerturbZooError(
-                f"{where}: obs has no '{spec.size_factor_key}', the size factors that the model was trained with"
-                f"{near_matches(spec.size_factor_key, obs.columns) or ';'} total counts of these genes are on another scale"
-            )
-        return size_factors(values, obs, spec.size_factor_key, where), spec.depth
-    if data.get("n_top_genes") is not None:
-        # the model's genes are a choice: its cells were scaled to the total of all genes of their file
-        return row_sums(values), spec.depth
-    # all genes of the training file: others must not count, and those that lack take their share of the depth with them
-    mean = np.expm1(spec.control_mean.mean(axis=0, dtype=np.float64))
-    return row_sums(matched), spec.depth * float(mean[present].sum() / mean.sum())
 
 
 def _warn_of_new_levels(query: QueryCells, spec: DataSpec, where: str) -> None:

@@ -186,7 +186,8 @@ def read_labels(obs: pd.DataFrame, wanted: Columns, where: str, kind: str) -> tu
     try:
         conditions, codes = parse_conditions(text.tolist(), separator=wanted.separator, doses=doses, control_labels=labels)
     except PerturbZooError as error:
-        raise PerturbZooError(f"{where}, obs['{key}']: {error}") from error
+        said = f"obs['{key}']" + "".join(f" with doses of obs['{name}']" for name in dose_keys[:1])
+        raise PerturbZooError(f"{where}, {said}: {error}") from error
     return conditions, codes, key
 
 

@@ -48,6 +48,8 @@ class DataSpec:
         The split's records, as :meth:`perturbzoo.data.splits.Split.to_json` writes them.
     training_pairs
         The (condition string, context index) pairs the model was fitted on, sorted.
+    genes_chosen
+        Whether `genes` were chosen from more, over all of which a cell's counts were totalled.
     """
 
     genes: tuple[str, ...]
@@ -62,6 +64,7 @@ class DataSpec:
     size_factor_key: str | None
     split: str
     training_pairs: tuple[tuple[str, int], ...]
+    genes_chosen: bool = False
     schema: int = field(default=SCHEMA)
 
     @property
@@ -113,6 +116,7 @@ class DataSpec:
                 size_factor_key=plain["size_factor_key"],
                 split=plain["split"],
                 training_pairs=tuple((condition, int(context)) for condition, context in plain["training_pairs"]),
+                genes_chosen=plain.get("genes_chosen", False),
                 schema=plain["schema"],
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:

@@ -61,6 +61,15 @@ class ValueEncoder(nn.Module):
         return self.norm(self.linear2(functional.relu(self.linear1(values.clamp(max=512)[..., None]))))
 
 
+def decoder(width: int, silent: bool) -> nn.Sequential:
+    """Three layers from tokens ``(..., h)`` to a number each; 0 for every token at the start if `silent`."""
+    last = nn.Linear(width, 1)
+    if silent:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, width), nn.LeakyReLU(), last)
+
+
 def bin_values(values: Tensor, n_bins: int) -> Tensor:
     """Replace each row's values by the number of the bin they fall in: 0 for 0, else 1 to ``n_bins - 1``, equally filled.
 

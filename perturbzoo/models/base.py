@@ -8,6 +8,7 @@ Lightning calls :meth:`PerturbationModel.setup`, which takes the spec from the d
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +23,7 @@ from perturbzoo.checkpoint import check_header, load, plain_values
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.data.spec import DataSpec
-from perturbzoo.errors import PerturbZooError
+from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation.calibration import conformal_scale
 from perturbzoo.evaluation.metrics import mse, pearson_delta
 from perturbzoo.evaluation.pseudobulk import Pseudobulks, PseudobulkSums
@@ -81,7 +82,8 @@ class PerturbationModel(LightningModule):
         self.test_bulks: Pseudobulks | None = None
         self._built = False
         self._source: tuple[str, PerturbationModel] | None = None
-        self._data_arguments: dict[str, Any] = {}
+        # of the data module it was trained on, for what a spec does not hold: names of columns, filters
+        self.data_arguments: dict[str, Any] = {}
         self._val_sums: PseudobulkSums | None = None
         self._test_sums: PseudobulkSums | None = None
 
@@ -106,6 +108,35 @@ class PerturbationModel(LightningModule):
 
     def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
         """The terms of the training loss; their sum is minimised and each is logged under its name."""
+        raise NotImplementedError
+
+    @property
+    def handles_dose(self) -> bool:
+        """Whether a dose above 0 makes a difference; where not, fit and prediction say so."""
+        return True
+
+    @property
+    def changes_cells_alike(self) -> bool:
+        """Whether all cells of a condition and context get one change, by :meth:`delta`: computed once, however many cells."""
+        return False
+
+    def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Predict the change of each pair, for a model that :attr:`changes_cells_alike`.
+
+        Parameters
+        ----------
+        table
+            C pairs.
+        context_control
+            Shape ``(C, G)``: mean control profile of each pair's context.
+
+        Returns
+        -------
+        delta
+            Shape ``(C, G)``: expected change of expression.
+        variance
+            Shape ``(C, G)``: squared standard error of it, or None.
+        """
         raise NotImplementedError
 
     def parameter_axes(self) -> dict[str, tuple[str | None, ...]]:
@@ -145,16 +176,26 @@ class PerturbationModel(LightningModule):
     def setup(self, stage: str) -> None:
         data = self.data
         assert data.spec is not None
-        self._data_arguments = _own(data.hparams)
+        if stage == "fit" or self.spec is None:
+            self.data_arguments = _own(data.hparams)
         if stage == "fit":
             self.train()  # a loaded model is in evaluation mode, in which it would not learn what dropout teaches
         if self.trainer.ckpt_path is not None:
             return  # spec and prepared tensors come from the checkpoint
         if self.spec is None:
             self.spec = data.spec
+            self._say_if_doses_are_lost(data)
             self.prepared = self.prepare(data)
         else:
             self._match_data(stage)
+
+    def _say_if_doses_are_lost(self, data: PerturbSeqDataModule) -> None:
+        training = data.table.select(torch.from_numpy(data.pairs_of("train")))
+        doses = training.dose[training.present & (training.dose > 0)].unique().tolist()
+        if len(doses) > 1 and not self.handles_dose and self.trainer.is_global_zero:
+            listed = shortened([f"{dose:g}" for dose in doses])
+            message = f"{type(self).__name__} has no doses as it is set up: conditions at doses {listed} count as the same"
+            warnings.warn(message, PerturbZooWarning, stacklevel=2)
 
     def _match_data(self, stage: str) -> None:
         """Make the data module read its cells the way this model's data were read."""
@@ -178,7 +219,9 @@ class PerturbationModel(LightningModule):
         self.build()
         self._built = True
         if self._source is not None:
-            self._take_weights(*self._source)
+            from perturbzoo.models.initialisation import take_weights
+
+            take_weights(self, *self._source)
             self._source = None
 
     def initialise_from(self, path: str) -> None:
@@ -200,39 +243,6 @@ class PerturbationModel(LightningModule):
                 f"{path} holds a {type(source).__name__}: a {type(self).__name__} cannot start from its weights"
             )
         self._source = (path, source)
-
-    def _take_weights(self, path: str, source: PerturbationModel) -> None:
-        """Copy what fits: whole tensors of the same shape, and rows and columns of genes and targets of the same name."""
-        names = {"gene": (source.get_spec().genes, self.get_spec().genes), "target": (source.target_names, self.target_names)}
-        shared = {}
-        for axis, (old, new) in names.items():
-            position = {name: row for row, name in enumerate(old)}
-            common = [name for name in new if name in position]
-            old_rows = torch.tensor([position[name] for name in common], dtype=torch.int64)
-            shared[axis] = (
-                old_rows,
-                torch.tensor([row for row, name in enumerate(new) if name in position], dtype=torch.int64),
-            )
-        axes, theirs = self.parameter_axes(), source.state_dict()
-        fresh = []
-        # running statistics of a batch normalisation belong to its weights
-        running = {name: buffer for name, buffer in self.named_buffers() if ".running_" in name}
-        for name, own in [*self.named_parameters(), *running.items()]:
-            value = theirs.get(name)
-            kinds = axes.get(name, (None,) * own.ndim)
-            fits = value is not None and all(a == b or k for a, b, k in zip(value.shape, own.shape, kinds, strict=True))
-            if value is None or not fits:
-                fresh.append(name)
-                continue
-            index = [
-                shared[kind] if kind else (torch.arange(n), torch.arange(n)) for kind, n in zip(kinds, own.shape, strict=True)
-            ]
-            with torch.no_grad():
-                own[torch.meshgrid(*(new for _, new in index), indexing="ij")] = value[
-                    torch.meshgrid(*(old for old, _ in index), indexing="ij")
-                ].to(own)
-        counts = ", ".join(f"{len(shared[axis][1])} of {len(new)} {axis}s" for axis, (_, new) in names.items())
-        print(f"weights from {path}: {counts}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
 
     def configure_callbacks(self) -> list[Callback]:
         from perturbzoo.callbacks import default_callbacks
@@ -344,7 +354,7 @@ class PerturbationModel(LightningModule):
             "arguments": _own(self.hparams),
             "spec": self.get_spec().to_json(),
             "prepared": self.prepared,
-            "data": self._data_arguments,
+            "data": self.data_arguments,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -353,34 +363,19 @@ class PerturbationModel(LightningModule):
             self.spec, self.prepared = DataSpec.from_json(header["spec"]), header["prepared"]
             self._built = False
             self.configure_model()
-        if self._trainer is None:
-            self._data_arguments = header["data"]
-        else:
+        if self._trainer is None or self.trainer.state.fn != "fit":
+            self.data_arguments = header["data"]
+        if self._trainer is not None:
             stage = self.trainer.state.fn
             self._match_data("fit" if stage is None else stage.value)
 
 
 class ConditionDeltaModel(PerturbationModel):
-    """A model whose predicted change depends on condition and context only: computed once for each pair, then gathered."""
+    """A model whose predicted change depends on condition and context only: a subclass writes :meth:`delta`."""
 
-    def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Predict the change of each pair.
-
-        Parameters
-        ----------
-        table
-            C pairs.
-        context_control
-            Shape ``(C, G)``: mean control profile of each pair's context.
-
-        Returns
-        -------
-        delta
-            Shape ``(C, G)``: expected change of expression.
-        variance
-            Shape ``(C, G)``: squared standard error of it, or None.
-        """
-        raise NotImplementedError
+    @property
+    def changes_cells_alike(self) -> bool:
+        return True
 
     def forward(self, batch: PerturbationBatch) -> Prediction:
         delta, variance = self.delta(batch.table, batch.context_control)

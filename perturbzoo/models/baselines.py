@@ -107,6 +107,10 @@ class TrainingMean(Baseline):
         super().__init__()
         self.save_hyperparameters()
 
+    @property
+    def handles_dose(self) -> bool:
+        return False
+
     def weights(self, table: ConditionTable) -> Tensor:
         return self.known.mean_weights(table)
 
@@ -143,11 +147,15 @@ class Additive(Baseline):
 class EmbeddingBaseline(Baseline):
     """A baseline on target embeddings: a condition is the sum of its targets' vectors.
 
-    A condition with a target that has no vector gets the training mean.
+    A condition with a target that has no vector gets the training mean. Doses above 0 count as one.
     """
 
     vectors: Tensor
     has_vector: Tensor
+
+    @property
+    def handles_dose(self) -> bool:
+        return False
 
     def prepare_from(
         self, spec: DataSpec, bulks: TrainingPseudobulks, data: PerturbSeqDataModule | None = None

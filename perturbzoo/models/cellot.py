@@ -133,8 +133,11 @@ class CellOT(TransportModel):
     Parameters
     ----------
     space, components
-        Where cells are moved: ``pca``, the first principal axes of the training cells, or ``genes``, which the paper uses for a
-        few dozen features. In hundreds of genes distances are mostly noise, and training is slower.
+        Where cells are moved: ``pca``, the first principal axes of the training cells; ``scvi``, the latent space of an scVI
+        model that is trained on the training cells first, for which 10 to 30 components are usual; or ``genes``, which the
+        paper uses for a few dozen features. In hundreds of genes distances are mostly noise, and training is slower.
+    scvi
+        Options of that scVI model, as in :func:`perturbzoo.models.scvi_space.understand_options`; None for its defaults.
     start
         What is added to every map: ``identity``, nothing, as in the paper; ``mean_shift``, the mean change of the training
         conditions; ``additive``, for combinations the sum of their targets' changes, otherwise the mean single. The model is then
@@ -173,6 +176,7 @@ class CellOT(TransportModel):
         self,
         space: Space = "pca",
         components: int = 50,
+        scvi: dict[str, Any] | None = None,
         start: Start = "additive",
         keep_residual: bool = True,
         hidden: Sequence[int] = (64, 64),

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perturbzoo.data.batch import PerturbationBatch
+from perturbzoo.data.batch import ConditionTable, PerturbationBatch
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.evaluation.pseudobulk import Pseudobulks
@@ -132,16 +132,34 @@ class Ensemble(PerturbationModel):
         each = [member.loss(batch) for member in self._all()]
         return {name: torch.stack([terms[name] for terms in each]).mean() for name in each[0]}
 
+    @property
+    def handles_dose(self) -> bool:
+        return (self._all() or [self._new_member()])[0].handles_dose
+
+    @property
+    def changes_cells_alike(self) -> bool:
+        return all(member.changes_cells_alike for member in self._all())
+
+    def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._together([member.delta(table, context_control) for member in self._all()], self._mean_change(table))
+
     def forward(self, batch: PerturbationBatch) -> Prediction:
         predictions = [member(batch) for member in self._all()]
-        means = torch.stack([prediction.mean for prediction in predictions])  # (M, B, G)
-        own = [prediction.variance for prediction in predictions if prediction.variance is not None]
+        centre = batch.control + self._mean_change(batch.table)[batch.row]
+        return Prediction(*self._together([(prediction.mean, prediction.variance) for prediction in predictions], centre))
+
+    def _mean_change(self, table: ConditionTable) -> Tensor:
+        return self.known.mean_weights(table) @ self.known.value
+
+    def _together(self, predicted: list[tuple[Tensor, Tensor | None]], centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance over members, ``(N, G)`` each; the mean is shrunk towards `centre` ``(N, G)``."""
+        means = torch.stack([mean for mean, _ in predicted])  # (M, N, G)
+        own = [variance for _, variance in predicted if variance is not None]
         variance = means.var(dim=0) + (torch.stack(own).mean(dim=0) if own else 0.0)
         mean = means.mean(dim=0)
         if self.hparams["shrink"]:
-            centre = batch.control + (self.known.mean_weights(batch.table) @ self.known.value)[batch.row]
             mean = centre + self.shrinkage * (mean - centre)
-        return Prediction(mean, variance)
+        return mean, variance
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()

@@ -134,7 +134,10 @@ class FlowMatching(TransportModel):
     Parameters
     ----------
     space, components
-        Where cells are moved: ``pca``, the first principal axes of the training cells, or ``genes``.
+        Where cells are moved: ``pca``, the first principal axes of the training cells; ``scvi``, the latent space of an scVI
+        model that is trained on the training cells first, for which 10 to 30 components are usual; or ``genes``.
+    scvi
+        Options of that scVI model, as in :func:`perturbzoo.models.scvi_space.understand_options`; None for its defaults.
     start
         What is added to every map: ``identity``, nothing; ``mean_shift``, the mean change of the training conditions;
         ``additive``, for combinations the sum of their targets' changes, otherwise the mean single.
@@ -165,6 +168,7 @@ class FlowMatching(TransportModel):
         self,
         space: Space = "pca",
         components: int = 50,
+        scvi: dict[str, Any] | None = None,
         start: Start = "additive",
         keep_residual: bool = True,
         coupling: Literal["optimal", "independent"] = "optimal",

@@ -7,7 +7,8 @@ and :math:`s` one number for all axes, so that distances keep their proportions.
 
 .. math:: \hat x = x + \delta_c + s W^\top \big(T_c(z) - z\big).
 
-What the axes cannot hold stays as it is in the control cell. :math:`\delta_c` is the start, a change known from simple
+In the space of an scVI model (:mod:`perturbzoo.models.scvi_space`) z is the encoder's mean, and the last term the difference
+between what is decoded at :math:`T_c(z)` and at z. What the space cannot hold stays as it is in the control cell. :math:`\delta_c` is the start, a change known from simple
 baselines (:mod:`perturbzoo.models.known`). The model learns to transport controls onto :math:`y - \delta_c`: a translation of the
 target translates the optimal map, no more.
 """
@@ -32,7 +33,7 @@ from perturbzoo.models.known import TrainingDeltas
 from perturbzoo.models.targets import TargetVectors, prepare_targets
 from perturbzoo.perturbation import KINDS
 
-Space = Literal["pca", "genes"]
+Space = Literal["pca", "genes", "scvi"]
 Start = Literal["identity", "mean_shift", "additive"]
 
 _DENSE = 512  # below this many cells or genes, all principal axes at once are cheaper than an iteration for the first few
@@ -47,7 +48,7 @@ def fit_latent(cells: sparse.csr_matrix, space: Space, components: int) -> dict[
     cells
         Shape ``(cells, G)``, log1p-normalised.
     space
-        ``pca`` or ``genes``.
+        ``pca`` or ``genes``; for ``scvi`` see :func:`perturbzoo.models.scvi_space.fit_scvi`.
     components
         Number of principal axes d; fewer where there are fewer cells or genes.
 
@@ -77,8 +78,52 @@ def fit_latent(cells: sparse.csr_matrix, space: Space, components: int) -> dict[
     return {name: torch.from_numpy(np.asarray(value, dtype=np.float32).copy()) for name, value in fitted.items()}
 
 
-class LatentSpace(nn.Module):
-    """Positions of cells in the space, and changes back to genes.
+class CellSpace(nn.Module):
+    """Where cells are moved: from expression to positions and back.
+
+    Attributes
+    ----------
+    spread
+        Shape ``(d,)``: standard deviation of each axis over the training cells, in units of the mean one.
+    """
+
+    spread: Tensor
+
+    @property
+    def dimension(self) -> int:
+        return len(self.spread)
+
+    def encode(self, expression: Tensor) -> Tensor:
+        """Expression ``(..., G)`` to position ``(..., d)``."""
+        raise NotImplementedError
+
+    def decode(self, position: Tensor, control: Tensor, size: Tensor) -> Tensor:
+        """Expression at a position.
+
+        Parameters
+        ----------
+        position
+            Shape ``(B, d)``.
+        control, size
+            Shapes ``(B, G)`` and ``(B,)``: the control cells that were moved there, and their size factors.
+
+        Returns
+        -------
+        Shape ``(B, G)``.
+        """
+        raise NotImplementedError
+
+    def difference(self, expression: Tensor, other: Tensor) -> Tensor:
+        """Position of the one minus that of the other: ``(..., G)`` twice, to ``(..., d)``."""
+        return self.encode(expression) - self.encode(other)
+
+    def change(self, moved: Tensor, position: Tensor, control: Tensor, size: Tensor) -> Tensor:
+        """How expression changes on the way from `position` to `moved`, ``(B, d)`` each; see :meth:`decode`."""
+        return self.decode(moved, control, size) - self.decode(position, control, size)
+
+
+class LatentSpace(CellSpace):
+    """Positions on axes, and changes back to genes.
 
     Parameters
     ----------
@@ -88,17 +133,12 @@ class LatentSpace(nn.Module):
 
     centre: Tensor
     scale: Tensor
-    spread: Tensor
     components: Tensor | None
 
     def __init__(self, fitted: dict[str, Tensor]) -> None:
         super().__init__()
         for name in ("centre", "scale", "spread", "components"):
             self.register_buffer(name, fitted.get(name), persistent=False)
-
-    @property
-    def dimension(self) -> int:
-        return len(self.spread)
 
     def project(self, change: Tensor) -> Tensor:
         """A change of expression ``(..., G)`` as a change of position ``(..., d)``."""
@@ -111,6 +151,15 @@ class LatentSpace(nn.Module):
     def lift(self, change: Tensor) -> Tensor:
         """A change of position ``(..., d)`` as a change of expression ``(..., G)``."""
         return (change if self.components is None else change @ self.components) * self.scale
+
+    def decode(self, position: Tensor, control: Tensor, size: Tensor) -> Tensor:
+        return self.centre + self.lift(position)
+
+    def difference(self, expression: Tensor, other: Tensor) -> Tensor:
+        return self.project(expression - other)
+
+    def change(self, moved: Tensor, position: Tensor, control: Tensor, size: Tensor) -> Tensor:
+        return self.lift(moved - position)
 
 
 class ConditionEncoder(nn.Module):
@@ -176,7 +225,7 @@ class ConditionEncoder(nn.Module):
 class TransportModel(PerturbationModel):
     """A model that moves cells. A subclass writes :meth:`build`, which calls :meth:`build_space`, and :meth:`transport`.
 
-    Its arguments ``space``, ``components``, ``start``, ``keep_residual``, ``context``, ``embedding``, ``dimension`` and
+    Its arguments ``space``, ``components``, ``scvi``, ``start``, ``keep_residual``, ``context``, ``embedding``, ``dimension`` and
     ``perturbation_graph`` are read here.
     """
 
@@ -198,13 +247,30 @@ class TransportModel(PerturbationModel):
                 raise PerturbZooError(f"{name} is {self.hparams[name]}: give a share from 0 to 1")
         if not (hidden := np.atleast_1d(self.hparams["hidden"])).size or hidden.min() < 1:
             raise PerturbZooError(f"hidden is {self.hparams['hidden']}: give widths of 1 or more")
+        if self.hparams["scvi"] is not None:
+            from perturbzoo.models.scvi_space import understand_options
+
+            if self.hparams["space"] != "scvi":
+                raise PerturbZooError(f"scvi: options are given, but space is '{self.hparams['space']}': set it to 'scvi'")
+            understand_options(self.hparams["scvi"])
 
     # ------------------------------------------------------------------ building
 
     def prepare(self, data: PerturbSeqDataModule) -> dict[str, Any]:
         names = ("embedding", "dimension", "perturbation_graph")
         targets = prepare_targets(data, self.get_spec(), **{name: self.hparams[name] for name in names})
-        return {**targets, "latent": fit_latent(data.training_cells(), self.hparams["space"], self.hparams["components"])}
+        return {**targets, "latent": self._fit_space(data)}
+
+    def _fit_space(self, data: PerturbSeqDataModule) -> dict[str, Any]:
+        space, components, cells = self.hparams["space"], self.hparams["components"], data.training_cells()
+        if space != "scvi":
+            return fit_latent(cells, space, components)
+        from perturbzoo.models.scvi_space import fit_scvi
+
+        print(f"space: training an scVI model of {components} dimensions on {cells.shape[0]:,} cells", flush=True)
+        # not the model's own trainer, which a member of an ensemble has none of
+        device = "cpu" if data.trainer is None else data.trainer.strategy.root_device
+        return fit_scvi(cells, data.training_sizes(), self.get_spec().depth, components, self.hparams["scvi"], device)
 
     @property
     def target_names(self) -> tuple[str, ...]:
@@ -213,7 +279,13 @@ class TransportModel(PerturbationModel):
     def build_space(self) -> None:
         """Create the latent space, the start, and the centre that contexts are measured from."""
         spec = self.get_spec()
-        self.latent = LatentSpace(self.prepared["latent"])
+        self.latent: CellSpace
+        if self.hparams["space"] == "scvi":
+            from perturbzoo.models.scvi_space import ScVISpace
+
+            self.latent = ScVISpace(self.prepared["latent"])
+        else:
+            self.latent = LatentSpace(self.prepared["latent"])
         self.register_buffer("context_centre", torch.from_numpy(spec.control_mean.mean(axis=0)), persistent=False)
         if self.hparams["start"] != "identity":
             self.known = TrainingDeltas(spec)
@@ -236,7 +308,7 @@ class TransportModel(PerturbationModel):
 
     def position_of_context(self, context_control: Tensor) -> Tensor:
         """Mean control position of each pair's context relative to that of all contexts, in standard deviations: ``(C, d)``."""
-        return self.latent.project(context_control - self.context_centre) / self.latent.spread
+        return self.latent.difference(context_control, self.context_centre) / self.latent.spread
 
     def start_change(self, table: ConditionTable) -> Tensor:
         """Shape ``(C, G)``: the change of each pair before the model has its say.
@@ -276,16 +348,16 @@ class TransportModel(PerturbationModel):
         # no intervention, no change, whatever the networks have learned
         acts = (batch.table.present & (batch.table.dose > 0)).any(dim=1)[batch.row, None]
         moved = torch.where(acts, self.transport(batch, position), position)
-        start = self.start_change(batch.table)
+        start, cell = self.start_change(batch.table), (batch.control, batch.control_size_factor)
         if self.hparams["keep_residual"]:
-            return Prediction(batch.control + start[batch.row] + self.latent.lift(moved - position))
-        moved = moved + self.latent.project(start)[batch.row]
-        return Prediction(self.latent.centre + self.latent.lift(moved))
+            return Prediction(batch.control + start[batch.row] + self.latent.change(moved, position, *cell))
+        shift = self.latent.difference(batch.context_control + start, batch.context_control)  # (C, d)
+        return Prediction(self.latent.decode(moved + shift[batch.row], *cell))
 
     def source_and_target(self, batch: PerturbationBatch) -> tuple[Tensor, Tensor]:
         """Positions ``(B, d)`` of the control cells, and of the perturbed cells minus the start."""
-        start = self.latent.project(self.start_change(batch.table))  # (C, d)
-        return self.latent.encode(batch.control), self.latent.encode(batch.observed) - start[batch.row]
+        start = self.start_change(batch.table)  # (C, G)
+        return self.latent.encode(batch.control), self.latent.encode(batch.observed - start[batch.row])
 
     # ------------------------------------------------------------------ validation
 

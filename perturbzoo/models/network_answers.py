@@ -186,7 +186,7 @@ class NetworkAnswers:
         from perturbzoo.data.query import read_query
 
         model: Any = self
-        query = read_query(cells, model.get_spec(), model._data_arguments)
+        query = read_query(cells, model.get_spec(), model.data_arguments)
         return query, np.maximum(query.known_context, 0)
 
     # ------------------------------------------------------------------ counterfactual
@@ -223,7 +223,7 @@ class NetworkAnswers:
         from perturbzoo.data import columns
 
         model: Any = self
-        spec, data, fitted = model.get_spec(), model._data_arguments, self._first()
+        spec, data, fitted = model.get_spec(), model.data_arguments, self._first()
         if spec.depth <= 0:
             raise PerturbZooError(
                 "counterfactual: the model was trained without counts, and cannot tell a cell's own part from noise"

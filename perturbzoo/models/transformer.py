@@ -46,7 +46,7 @@ from torch.utils.checkpoint import checkpoint
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.errors import PerturbZooError
-from perturbzoo.models.attention import Block, ValueEncoder, add_lora, bin_values
+from perturbzoo.models.attention import Block, ValueEncoder, add_lora, bin_values, decoder
 from perturbzoo.models.base import PerturbationModel, Prediction
 from perturbzoo.models.known import TrainingDeltas
 from perturbzoo.models.scgpt_weights import take_scgpt_weights
@@ -200,14 +200,8 @@ class Transformer(PerturbationModel):
         self.blocks = nn.ModuleList(Block(*sizes, choices["norm_first"]) for _ in range(self.hparams["layers"]))
         # the last pre-norm block leaves its sum as it is
         self.final_norm = nn.LayerNorm(h) if choices["norm_first"] else nn.Identity()
-        self.slope, self.intercept = self._decoder(h), self._decoder(h)
-
-    def _decoder(self, h: int) -> nn.Sequential:
-        last = nn.Linear(h, 1)
-        if self.choices["output"] == "change":  # the untrained model predicts the baseline
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-        return nn.Sequential(nn.Linear(h, h), nn.LeakyReLU(), nn.Linear(h, h), nn.LeakyReLU(), last)
+        silent = choices["output"] == "change"  # the untrained model predicts the baseline
+        self.slope, self.intercept = decoder(h, silent), decoder(h, silent)
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -349,16 +343,21 @@ class Transformer(PerturbationModel):
             changes[:, genes] = torch.cat(parts)
         return changes
 
-    def profiles(self, batch: PerturbationBatch) -> tuple[Tensor, Tensor]:
-        """The control profiles that the network is run on, ``(N, G)``, and the pair of each: cells, or one for each pair."""
-        if self.choices["per"] == "cell":
-            return batch.control, batch.row
-        return batch.context_control, torch.arange(len(batch.table), device=batch.row.device)
+    @property
+    def handles_dose(self) -> bool:
+        return self.choices["target_vectors"] or set(self.target_names).isdisjoint(self.get_spec().genes)
+
+    @property
+    def changes_cells_alike(self) -> bool:
+        return self.choices["per"] == "condition"
+
+    def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, None]:
+        return self.changes(context_control, table, torch.arange(len(table), device=context_control.device)), None
 
     def forward(self, batch: PerturbationBatch) -> Prediction:
-        profile, row = self.profiles(batch)
-        change = self.changes(profile, batch.table, row)
-        return Prediction(batch.control + (change if self.choices["per"] == "cell" else change[batch.row]))
+        if self.choices["per"] == "cell":
+            return Prediction(batch.control + self.changes(batch.control, batch.table, batch.row))
+        return Prediction(batch.control + self.delta(batch.table, batch.context_control)[0][batch.row])
 
     # ------------------------------------------------------------------ training
 
@@ -383,7 +382,8 @@ class Transformer(PerturbationModel):
     def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
         table, genes = batch.table, self.sample_genes(batch.table)
         of_cell = self.choices["per"] == "cell"
-        profile, row = self.profiles(batch)
+        row = batch.row if of_cell else torch.arange(len(table), device=batch.row.device)
+        profile = batch.control if of_cell else batch.context_control
         change = self.change(profile, genes, table, row, self.marks(table), self.start(table))
         observed = batch.observed[:, genes]
         if self.choices["loss"] == "cell_mse":

@@ -118,6 +118,33 @@ def test_label_that_cannot_be_read(make_adata: Factory, refusal: Refusal) -> Non
     says(refusal(adata), "obs['perturbation']", r"'G0,\nG1'", "separator", "40 of 400 cells")
 
 
+@pytest.mark.parametrize(
+    ("dose", "words"),
+    [
+        ("much", ["dose 'much' is not a number, optionally with nM, uM or mM"]),
+        ("nan", ["dose 'nan' is not a number"]),
+        ("-1.5", ["dose", "-1.5"]),
+        ("inf", ["dose"]),
+        ("1+2", ["dose '1+2' holds 2 for 1 targets"]),
+    ],
+)
+def test_doses_that_are_none(dose: str, words: list[str], make_adata: Factory, refusal: Refusal) -> None:
+    """A dose column that is not numeric, or negative: the column, the condition and the dose are named."""
+    adata = make_adata(conditions=("G0", "G1"))
+    doses = np.where(adata.obs["perturbation"] == "G0", dose, "1")
+    adata.obs["dose"] = doses
+    message = refusal(adata, dose_key="dose")
+    says(message, "obs['perturbation'] with doses of obs['dose']", "condition 'G0'", "(40 of 160 cells)", *words)
+
+
+def test_negative_numbers_for_doses(make_adata: Factory, refusal: Refusal) -> None:
+    adata = make_adata(conditions=("G0", "G1"))
+    adata.obs["dose_value"] = np.where(adata.obs["perturbation"] == "G0", -2.0, 1.0)
+    # of a drug screen the usual column is read without being named
+    message = refusal(adata, kind="compound")
+    says(message, "obs['dose_value']", "target 'G0': dose -2.0 must be finite and at least 0", "(40 of 160 cells)")
+
+
 @pytest.mark.parametrize("bad", [np.nan, -1.0, np.inf, "many"])
 def test_size_factors_that_are_none(bad: object, make_adata: Factory, refusal: Refusal) -> None:
     adata = make_adata()

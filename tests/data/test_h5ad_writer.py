@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,3 +127,37 @@ def test_failure_leaves_what_was_there(tmp_path: Path) -> None:
             write(file, error=error)
     assert [path.name for path in tmp_path.iterdir()] == ["old.h5ad"]
     assert file.read_bytes() == before
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    """Of the same output, by processes that are gone; not what somebody is writing, nor what belongs to another output."""
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    host, alive = socket.gethostname(), os.getppid()
+    dead = tmp_path / f".out.h5ad.{host}-{gone.pid}.part"
+    kept = [
+        tmp_path / f".out.h5ad.{host}-{alive}.part",
+        tmp_path / f".out.h5ad.another{host}-{gone.pid}.part",
+        tmp_path / f".other.h5ad.{host}-{gone.pid}.part",
+        tmp_path / f".outxh5ad.{host}-{gone.pid}.part",
+        tmp_path / "out.h5ad.part",
+    ]
+    for part in (dead, *kept):
+        part.write_bytes(b"half")
+    with new_h5ad(tmp_path / "out.h5ad") as writer:
+        writer.start(anndata.AnnData(np.ones((2, 3), dtype=np.float32)))
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "out.h5ad"])
+
+
+def test_a_killed_run_leaves_a_part_that_the_next_run_removes(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from perturbzoo.data.h5ad_writer import new_h5ad\n"
+        "with new_h5ad(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out.h5ad")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (part,) = tmp_path.iterdir()
+    assert part.name.endswith(".part")
+    with new_h5ad(tmp_path / "out.h5ad") as writer:
+        writer.start(anndata.AnnData(np.ones((2, 3), dtype=np.float32)))
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.h5ad"]

@@ -96,7 +96,7 @@ def test_genes_of_others_are_ignored() -> None:
     np.testing.assert_array_equal(values_of(query), values_of(read(make_controls())))
     # of a file of which the model took some genes, all count
     with pytest.warns(PerturbZooWarning, match="are ignored"):
-        chosen = read_query(controls, make_spec(), {"n_top_genes": 4})
+        chosen = read_query(controls, make_spec(genes_chosen=True), {})
     np.testing.assert_allclose(values_of(chosen), normalised(counts)[:, [0, 2, 3, 4]], rtol=1e-6)
 
 

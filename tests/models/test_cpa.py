@@ -333,12 +333,3 @@ def test_an_unknown_cell_type_is_predicted_with_a_warning(adata: Any, data: Pert
     controls.obs["context"] = "new"
     with pytest.warns(perturbzoo.errors.PerturbZooWarning, match="never seen in training"):
         assert np.isfinite(model.predict(controls, "G0").X).all()
-
-
-@pytest.mark.parametrize("dose", [-1.0, float("nan"), "much"])
-def test_doses_that_are_none_are_refused(adata: Any, dose: Any) -> None:
-    wrong = adata.copy()
-    wrong.obs["dose"] = [dose] + [1.0] * (adata.n_obs - 1)
-    wrong.obs["perturbation"] = ["G0", *wrong.obs["perturbation"][1:]]
-    with pytest.raises(PerturbZooError, match="dose"):
-        module(wrong, dose_key="dose").setup("fit")

@@ -198,3 +198,16 @@ def test_bad_arguments(kind: Any, arguments: dict, message: str) -> None:
 def test_relative_error_by_hand() -> None:
     start, expected = np.zeros((2, 1)), np.array([[3.0], [4.0]])
     assert relative_error(expected + 0.5, expected, start) == pytest.approx(0.5 / np.sqrt(12.5))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_thousand_genes_as_the_space(make_adata: Callable[..., Any], kind: Any) -> None:
+    """No axes to find: positions are scaled genes, and above some hundreds the convex potentials curve along the genes."""
+    adata = make_adata(conditions=("G0", "G1"), cells_per_condition=16, n_controls=32, n_genes=1000)
+    model = fit(kind(**SMALL[kind], space="genes"), module(adata, cells_per_condition=16), 2)
+    assert model.latent.dimension == 1000
+    if kind is CellOT:
+        assert model.g.basis is None
+    predicted = model.predict(adata, ["G0+G1"], n_cells=4)
+    assert np.isfinite(predicted.X).all()
+    assert np.abs(predicted.layers["delta"]).max() > 0.1

@@ -19,6 +19,7 @@ from perturbzoo.errors import PerturbZooError
 from perturbzoo.models.scgpt_weights import published_names
 from perturbzoo.models.transformer import Transformer
 
+NEEDS_PEFT = "LoRA needs peft, an extra: pip install 'perturbzoo[lora]'"
 pytestmark = pytest.mark.filterwarnings("ignore::perturbzoo.errors.PerturbZooWarning")
 
 WIDTH, HEADS, LAYERS, FEEDFORWARD = 8, 2, 2, 12
@@ -227,7 +228,7 @@ def test_training_goes_on_from_its_own_weights(data: PerturbSeqDataModule, tmp_p
 
 def test_lora_leaves_base_weights_untouched(data: PerturbSeqDataModule, adata: Any, tmp_path: Path) -> None:
     """At the start it is the plain model; a fit then adds a matrix of the given rank, and changes nothing below."""
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason=NEEDS_PEFT)
     state = published(flash=True)
     folder = write(tmp_path / "weights", state)
     torch.manual_seed(0)
@@ -256,7 +257,7 @@ def test_lora_leaves_base_weights_untouched(data: PerturbSeqDataModule, adata: A
 
 
 def test_lora_starts_from_a_checkpoint_of_the_zoo(data: PerturbSeqDataModule, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason=NEEDS_PEFT)
     source = fit(Transformer(**SIZES), data, 1, tmp_path)
     copy = Transformer(lora_rank=2, **SIZES)
     copy.initialise_from(str(tmp_path / "checkpoints" / "last.ckpt"))

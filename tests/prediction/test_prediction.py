@@ -13,9 +13,10 @@ import pytest
 from prediction_setting import CONTEXTS, N_CONTROLS, Doubling, Trained, command, data_module, expression, trainer
 
 import perturbzoo
-from perturbzoo import prediction
+from perturbzoo import PerturbSeqDataModule, prediction
 from perturbzoo.cli import main
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning
+from perturbzoo.models import find_model
 
 # ---------------------------------------------------------------------------------------------- the same numbers
 
@@ -96,6 +97,43 @@ def test_chunks_do_not_show(trained: Trained, tmp_path: Path, monkeypatch: pytes
     assert chunked.n_obs == 11 * 2 * N_CONTROLS
     for name in (None, "delta", "std"):
         pd.testing.assert_frame_equal(chunked.to_df(name), whole.to_df(name), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Transformer", "Ensemble"])
+def test_a_change_that_all_cells_share_is_computed_once(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """For each distinct condition and context, however many cells and chunks; the numbers are those of ``forward``."""
+    small = {"width": 8, "layers": 1, "heads": 2, "max_genes": 16, "lr": 0.01}
+    ensemble = {"model": "Transformer", "arguments": small, "members": 2}
+    model: Any = find_model(name)(**(small if name == "Transformer" else ensemble))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(tmp_path).fit(model, data_module(trained.screen))
+    assert model.changes_cells_alike
+    monkeypatch.setattr(prediction, "_CHUNK_VALUES", 7 * 30)  # 7 rows at a time: chunks end within conditions
+    monkeypatch.setattr(prediction, "_REQUESTS", 3)
+    computed = []
+    of_pairs = model.delta
+    monkeypatch.setattr(model, "delta", lambda table, control: computed.append(len(table)) or of_pairs(table, control))
+    predicted = model.predict(trained.screen, "G0,G1,G3,G0+G1,G2+G3")
+    assert sum(computed) == 5 * len(CONTEXTS)
+    assert predicted.n_obs == 5 * len(CONTEXTS) * N_CONTROLS
+
+    monkeypatch.setattr(type(model), "changes_cells_alike", False)
+    by_cell = model.predict(trained.screen, "G0,G1,G3,G0+G1,G2+G3")
+    np.testing.assert_allclose(by_cell.X, predicted.X, rtol=0, atol=1e-5)
+    assert np.abs(predicted.layers["delta"]).max() > 0.1
+
+
+def test_a_test_on_another_file_does_not_change_how_controls_are_read(trained: Trained) -> None:
+    model = perturbzoo.load(trained.gears)
+    before = dict(model.data_arguments)
+    other = trained.adata.copy()
+    other.obs = other.obs.rename(columns={"perturbation": "label"})
+    data = PerturbSeqDataModule.from_anndata(other, condition_key="label", covariates=["context"])
+    trainer(trained.folder).test(model, data, verbose=False)
+    assert model.data_arguments == before
 
 
 def test_file_reads_back_everywhere(trained: Trained, tmp_path: Path) -> None:

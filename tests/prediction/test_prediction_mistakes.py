@@ -102,6 +102,7 @@ def bad_files(trained: Trained, folder: Path) -> dict[str, Any]:
     (folder / "covariate.csv").write_text("condition,tissue\nG0,lung\n")
     (folder / "level.csv").write_text("condition,context\nG0,c\n")
     (folder / "dose.csv").write_text("condition,dose\nG0,much\n")
+    (folder / "negative.csv").write_text("condition,dose\nG0,-1\n")
     (folder / "folder.h5ad").mkdir()
     return {name.name: name for name in folder.iterdir()}
 
@@ -126,6 +127,8 @@ def bad_files(trained: Trained, folder: Path) -> dict[str, Any]:
         ({"conditions": "covariate.csv"}, [], "column 'tissue' is neither 'condition' nor 'dose' nor a covariate"),
         ({"conditions": "level.csv"}, [], "no control cells with context 'c'; there are some of a, b"),
         ({"conditions": "dose.csv"}, [], "dose 'much' is not a number"),
+        ({"conditions": "negative.csv"}, [], "dose"),
+        ({"conditions": "G0@-1"}, [], "dose"),
         ({"conditions": "G0+"}, [], "a target is missing"),
         ({}, ["--n_cells", "-3"], "n_cells is -3: give 1 or more"),
         ({}, ["--n_cells", "0"], "n_cells is 0: give 1 or more"),
