@@ -33,7 +33,6 @@ Ask a fitted model what it has learned with :mod:`perturbzoo.models.network_answ
 from __future__ import annotations
 
 import tempfile
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -45,11 +44,10 @@ from torch import Tensor, nn
 from perturbzoo.checkpoint import load
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
-from perturbzoo.errors import PerturbZooError, PerturbZooWarning
+from perturbzoo.errors import PerturbZooError
 from perturbzoo.evaluation.pseudobulk import Pseudobulks
 from perturbzoo.grn.candidates import candidate_network, with_latent
 from perturbzoo.grn.consistency import project
-from perturbzoo.grn.counterfactual import fit_extrinsic_noise
 from perturbzoo.grn.fitted import FittedNetwork
 from perturbzoo.grn.fitting import FitOptions, fit_network
 from perturbzoo.grn.inference import read_prior
@@ -60,10 +58,10 @@ from perturbzoo.models import find_model
 from perturbzoo.models.base import ConditionDeltaModel, PerturbationModel
 from perturbzoo.models.likelihood import expected_log1p
 from perturbzoo.models.network_answers import NetworkAnswers, mean_delta
+from perturbzoo.models.network_data import extrinsic_noise, joined, predicted_levels, training_levels
 from perturbzoo.perturbation import Condition, Intervention
 
 TAUS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-MIN_CELLS, MAX_GENES = 50, 5000  # for what cells share: cells to see it in, genes whose covariance fits in memory
 LARGEST_CHANGE = 6.0  # natural log: no prediction is read as more
 
 
@@ -184,7 +182,7 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             "unit": float(levels.unit or 1.0),
             "acts": [list(act) for act in acts],
             "level_error": torch.as_tensor(np.median(levels.error, axis=0), dtype=torch.float32),
-            **_extrinsic(data, levels),
+            **extrinsic_noise(data, levels),
         }
         if self._trained is not None:
             prepared["backbone"] = {
@@ -282,7 +280,7 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
         extra = self._distilled(levels)
         for number, network in enumerate(self.members()):
             seen = levels if number == 0 else levels.with_noise(rng)
-            fitted = fit_network(_joined(seen, extra), network.candidates, self._options(seed=number))
+            fitted = fit_network(joined(seen, extra), network.candidates, self._options(seed=number))
             network.load_state_dict(fitted.state_dict())
             network.acts, network.place = fitted.acts, fitted.place
 
@@ -421,74 +419,3 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             slope = (self.expected(change + 0.01, context) - self.expected(change - 0.01, context)) / 0.02
             variance = spread * slope**2 + 1e-8
         return delta, variance
-
-
-def training_levels(data: PerturbSeqDataModule) -> Levels:
-    """Pseudobulks of the training cells on the linear scale."""
-    spec = data.spec
-    assert spec is not None
-    pairs = data.pairs_of("train")
-    members = [data.index.cells_by_pair[pair] for pair in pairs]
-    unit = None
-    if spec.depth > 0:
-        used = np.concatenate([*members, *data.index.controls_by_context])
-        unit = float((spec.depth / data.size_factor[used]).mean())
-    else:
-        warnings.warn(
-            "the data hold no counts: the network's noise is taken from the spread of the cells",
-            PerturbZooWarning,
-            stacklevel=2,
-        )
-    return Levels.from_cells(
-        data.expression,
-        spec.genes,
-        [data.conditions[pair] for pair in pairs],
-        data.index.context_of_pair[pairs],
-        members,
-        data.index.controls_by_context,
-        unit=unit,
-        default_kind=spec.default_kind,
-    )
-
-
-def _extrinsic(data: PerturbSeqDataModule, levels: Levels) -> dict[str, Tensor]:
-    """What control cells share beyond counting noise; nothing for data without counts, or with too few cells or too many genes."""
-    controls, genes = data.index.controls_by_context[0], len(levels.genes)
-    if levels.unit is None or len(controls) < MIN_CELLS or genes > MAX_GENES:
-        return {"extrinsic_loading": torch.zeros(genes, 0), "extrinsic_dispersion": torch.zeros(genes)}
-    assert data.spec is not None
-    size = data.size_factor[controls] / data.spec.depth
-    counts = data.expression[controls].astype(float)
-    counts.data = np.rint(np.expm1(counts.data) * np.repeat(size, np.diff(counts.indptr)))
-    noise = fit_extrinsic_noise(counts, size)
-    return {"extrinsic_loading": noise.loading.float(), "extrinsic_dispersion": noise.dispersion.float()}
-
-
-def predicted_levels(levels: Levels, conditions: list[Condition], change: np.ndarray, weight: float = 1.0) -> Levels:
-    """Predicted log changes ``(N, G)`` as levels beside those of a screen, in its first context, with its usual errors."""
-    error = np.broadcast_to(np.median(levels.error, axis=0), change.shape)
-    return replace(
-        levels,
-        conditions=tuple(conditions),
-        context=np.zeros(len(conditions), dtype=np.int64),
-        level=levels.control[[0]] * np.exp(change),
-        error=error,
-        weight=np.full(len(conditions), weight),
-    )
-
-
-def _joined(levels: Levels, extra: Levels | None) -> Levels:
-    if extra is None:
-        return levels
-
-    def both(name: str) -> np.ndarray:
-        return np.concatenate([getattr(levels, name), getattr(extra, name)])
-
-    return replace(
-        levels,
-        conditions=(*levels.conditions, *extra.conditions),
-        context=both("context"),
-        level=both("level"),
-        error=both("error"),
-        weight=both("weight"),
-    )
