@@ -87,8 +87,8 @@ def mean_network(fits: Sequence[FittedNetwork]) -> GeneRegulatoryNetwork:
     Of a single fit the probability is that of the weight's sign, :math:`2 \\Phi(z) - 1` with z the weight in its standard errors;
     with gates that of the gate.
     """
-    weights = np.stack([fit.dynamics.weight.detach().double().numpy() for fit in fits])
-    chance = np.stack([fit.probability.double().numpy() for fit in fits])
+    weights = np.stack([fit.dynamics.weight.detach().cpu().double().numpy() for fit in fits])
+    chance = np.stack([fit.probability.cpu().double().numpy() for fit in fits])
     mean = weights.mean(0)
     agree = (chance * (np.sign(weights) == np.sign(mean))).mean(0).clip(0, 1)
     kept = (mean != 0) & (agree > 0)

@@ -32,16 +32,14 @@ Ask a fitted model what it has learned with :mod:`perturbzoo.models.network_answ
 
 from __future__ import annotations
 
-import tempfile
+import itertools
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from perturbzoo.checkpoint import load
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.errors import PerturbZooError
@@ -55,9 +53,10 @@ from perturbzoo.grn.interventions import Interventions
 from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.models import find_model
+from perturbzoo.models.backbone import mean_delta, read_or_train
 from perturbzoo.models.base import ConditionDeltaModel, PerturbationModel
 from perturbzoo.models.likelihood import expected_log1p
-from perturbzoo.models.network_answers import NetworkAnswers, mean_delta
+from perturbzoo.models.network_answers import NetworkAnswers
 from perturbzoo.models.network_data import extrinsic_noise, joined, predicted_levels, training_levels
 from perturbzoo.perturbation import Condition, Intervention
 
@@ -142,8 +141,11 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
                 raise PerturbZooError(f"GRNODE: {complaint}")
         self.save_hyperparameters()
         self.automatic_optimization = False  # the network is fitted when fit starts; a joint backbone takes its own steps
+        # a projection needs the derivative of the kinetics
+        self.differentiates_in_forward = backbone is not None  # type: ignore[misc]
         self._options()  # wrong options are refused now
-        self._trained: PerturbationModel | None = None
+        # a module here would go into the checkpoint beside the backbone
+        self._backbone_weights: dict[str, Any] | None = None
         self.backbone: PerturbationModel | None = None
         self.register_buffer("tau", torch.tensor(0.0 if tau is None else float(tau)))
 
@@ -172,7 +174,11 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             levels, nodes, prior, screened=self.hparams["screened"], restrict=self.hparams["prior_use"] == "restrict"
         )
         candidates = with_latent(candidates, spec.n_genes, self.hparams["latent"])
-        self._trained = self._train_backbone(data)
+        wanted = self.hparams["backbone"]
+        trained = None
+        if wanted is not None:
+            trained = read_or_train(wanted, spec, data, epochs=self.hparams["backbone_epochs"], device=self.device)
+            self._backbone_weights = trained.state_dict()
         acts = sorted({(act.target, act.kind or levels.default_kind) for one in levels.conditions for act in one})
         dispersion = np.full(spec.n_genes, 0.1) if levels.dispersion is None else levels.dispersion
         prepared = {
@@ -184,47 +190,13 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             "level_error": torch.as_tensor(np.median(levels.error, axis=0), dtype=torch.float32),
             **extrinsic_noise(data, levels),
         }
-        if self._trained is not None:
+        if trained is not None:
             prepared["backbone"] = {
-                "class": type(self._trained).__name__,
-                "arguments": dict(self._trained.hparams),
-                "prepared": self._trained.prepared,
+                "class": type(trained).__name__,
+                "arguments": dict(trained.hparams),
+                "prepared": trained.prepared,
             }
         return prepared
-
-    def _train_backbone(self, data: PerturbSeqDataModule) -> PerturbationModel | None:
-        """Read the backbone's checkpoint, or train one on the same data."""
-        wanted = self.hparams["backbone"]
-        if wanted is None:
-            return None
-        if isinstance(wanted, str):
-            trained = load(wanted)
-            if trained.get_spec().to_json() != self.get_spec().to_json():
-                raise PerturbZooError(f"GRNODE: the backbone {wanted} was trained on other data, or another split of them")
-            return trained
-        from lightning.pytorch import Trainer
-
-        if "class_path" not in wanted:
-            raise PerturbZooError("GRNODE: a backbone is {class_path: GEARS, init_args: {...}} or the path of a checkpoint")
-        model: PerturbationModel = find_model(wanted["class_path"].rpartition(".")[2])(**wanted.get("init_args", {}))
-        outer = data.trainer
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(
-                max_epochs=self.hparams["backbone_epochs"],
-                accelerator="cpu" if self.device.type == "cpu" else "auto",
-                devices=1,
-                logger=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                use_distributed_sampler=False,
-                default_root_dir=folder,
-            )
-            trainer.fit(model, datamodule=data)
-            trained = load(Path(folder) / "checkpoints" / "best.ckpt")
-        data.trainer = outer
-        print(f"GRNODE: backbone {type(model).__name__} trained for {self.hparams['backbone_epochs']} epochs")
-        return trained
 
     def build(self) -> None:
         prepared, spec = self.prepared, self.get_spec()
@@ -241,7 +213,7 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
                 self.hparams["kinetics"],
             )
             for _ in range(self.hparams["members"])
-        )
+        ).requires_grad_(False)
         self.register_buffer("control", prepared["control"].clamp(min=floor))
         self.register_buffer("dispersion", prepared["dispersion"])
         for name in ("level_error", "extrinsic_loading", "extrinsic_dispersion"):
@@ -253,8 +225,9 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             assert self.backbone is not None
             self.backbone.spec, self.backbone.prepared = spec, part["prepared"]
             self.backbone.configure_model()
-            if self._trained is not None:
-                self.backbone.load_state_dict(self._trained.state_dict())
+            if self._backbone_weights is not None:
+                self.backbone.load_state_dict(self._backbone_weights)
+                self._backbone_weights = None
 
     def members(self) -> list[FittedNetwork]:
         """The fitted networks."""
@@ -293,12 +266,12 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
         names = self.target_names
         known = [name for name in names if name in set(self.get_spec().targets)]
         wanted = [Condition([Intervention(name)]) for name in known]
-        wanted += [wanted[a] | wanted[b] for a in range(len(known)) for b in range(a + 1, len(known))][: 20 * count]
-        wanted = [one for one in wanted if one not in measured][:count]
+        doubles = (one | other for one, other in itertools.combinations(wanted, 2))
+        wanted = list(itertools.islice((one for one in itertools.chain(wanted, doubles) if one not in measured), count))
         if not wanted:
             return None
         change = self.backbone_change(wanted, [0] * len(wanted))
-        return predicted_levels(levels, wanted, change.numpy(), weight=self.hparams["distil"])
+        return predicted_levels(levels, wanted, change.cpu().numpy(), weight=self.hparams["distil"])
 
     def training_step(self, batch: PerturbationBatch, batch_idx: int) -> None:  # type: ignore[override]
         """Nothing, the fit is done; with `joint` a step of the backbone."""
@@ -308,9 +281,11 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         terms = self.loss(batch)
-        self.manual_backward(torch.stack(list(terms.values())).sum())
+        total = torch.stack(list(terms.values())).sum()
+        self.manual_backward(total)
         optimizer.step()
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=len(batch), on_epoch=True)
+        named = {f"train/{name}": value.detach() for name, value in [*terms.items(), ("loss", total)]}
+        self.log_dict(named, batch_size=len(batch), on_epoch=True, on_step=False)
 
     def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
         if self.backbone is None:
@@ -326,15 +301,19 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             return None
         assert self.backbone is not None
         made = self.backbone.configure_optimizers()
+        if made is None or not self.backbone.automatic_optimization:
+            raise PerturbZooError(
+                f"GRNODE: joint is for a backbone that is trained by steps, and {type(self.backbone).__name__} is not"
+            )
         return made["optimizer"] if isinstance(made, dict) else made
 
     def calibrate(self, bulks: Pseudobulks) -> Pseudobulks:
         """Choose tau on the validation pseudobulks, if it was not given, and scale the variances there."""
         if self.backbone is None or self.hparams["tau"] is not None:
             return super().calibrate(bulks)
-        table = self.data.table.select(torch.from_numpy(bulks.pair))
-        control = torch.as_tensor(bulks.control, dtype=torch.float32)
-        best = (np.inf, bulks)
+        table = self.data.table.select(torch.from_numpy(bulks.pair)).to(self.device)
+        control = torch.as_tensor(bulks.control, dtype=torch.float32, device=self.device)
+        best, chosen = (np.inf, bulks), 0.0
         for tau in TAUS:
             self.tau.fill_(tau)
             delta, _ = self.delta(table, control)
@@ -378,12 +357,19 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
     def backbone_change(self, conditions: list[Condition], contexts: list[int]) -> Tensor:
         """Log change of levels as the backbone predicts it, shape ``(N, G)``."""
         table = encode_conditions(conditions, contexts, self.target_names, self.get_spec().default_kind)
-        control = torch.from_numpy(self.get_spec().control_mean)[table.context]
+        table = table.to(self.device)
+        control = torch.from_numpy(self.get_spec().control_mean).to(self.device)[table.context]
         return self.log_change(self._backbone_delta(table, control), table.context)
 
     def _backbone_delta(self, table: ConditionTable, context_control: Tensor) -> Tensor:
         assert self.backbone is not None
-        return mean_delta(self.backbone, table, context_control)
+        # also while a fit has it in training mode, in which it would hide things from itself
+        training = self.backbone.training
+        self.backbone.eval()
+        with torch.no_grad():
+            found = mean_delta(self.backbone, table, context_control)
+        self.backbone.train(training)
+        return found
 
     def expression_of(self, level: Tensor, size: Tensor) -> Tensor:
         """Expected log1p-normalised counts at levels ``(B, G)`` in cells whose normalised count is ``1 / size`` counts, ``(B,)``."""
@@ -396,7 +382,7 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
         # a node that is not measured is where the network has it
         level = torch.zeros_like(reference) if change.shape == reference.shape else network.settled(acts, context)
         level[:, : network.measured] = change
-        moved = project(network.pruned(), torch.exp(level) * reference, acts, context, tau=float(self.tau))
+        moved = project(network.pruned(), torch.exp(level) * reference, acts, context, tau=float(self.tau)).to(reference.device)
         least = 1e-3 * reference.double()
         return torch.log((moved + least) / (reference + least)).float()[:, : network.measured]
 
