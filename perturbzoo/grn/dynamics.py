@@ -251,8 +251,10 @@ class RegulatoryDynamics(nn.Module):
     @property
     def production(self) -> Tensor:
         """Shape ``(K, G)``: v, the production at f = 1."""
+        if self.anchored and self.kinetics != "multiplicative":
+            return self.decay * self.control_level / torch.sigmoid(self.bias)  # b is the logit of f there
         if self.anchored:
-            return self.decay * self.control_level / self._regulation(self.control_level, self.absolute_bias)
+            return self.decay * self.control_level / self._regulation(self.control_level, self.bias)
         return softplus(self.raw_production)
 
     @property

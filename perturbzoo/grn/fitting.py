@@ -74,9 +74,9 @@ class FitOptions:
     sparsity: Literal["l1", "gates"] = "l1"
     sign_penalty: float = 1.0
     stability: float = 1.0
-    residual_steps: int = 300
-    fixed_point_steps: int = 300
-    lr: float = 0.03
+    residual_steps: int = 100
+    fixed_point_steps: int = 100
+    lr: float = 0.06
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -303,7 +303,7 @@ class _Fit:
             total = total + options.stability * len(self.conditions) * torch.relu(self._growth() - 0.98).square().sum() * 1e2
         return total
 
-    def _growth(self, count: int = 6) -> Tensor:
+    def _growth(self, count: int = 3) -> Tensor:
         """By how much small changes of the control state grow in a half-damped step of the map, ``(K,)``."""
         dynamics = self.fitted.dynamics
         rates = dynamics.bind(None, torch.arange(len(dynamics.control_level)))

@@ -124,9 +124,9 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
         screened: int = 20,
         latent: int = 0,
         members: int = 1,
-        residual_steps: int = 300,
-        fixed_point_steps: int = 300,
-        lr: float = 0.03,
+        residual_steps: int = 100,
+        fixed_point_steps: int = 100,
+        lr: float = 0.06,
     ) -> None:
         super().__init__()
         for holds, complaint in (
