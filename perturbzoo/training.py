@@ -202,7 +202,7 @@ def _check_classes(value: Any, path: str) -> None:
     """Refuse a checkpoint whose arguments name a class outside the zoo: the parser would import and call it."""
     if isinstance(value, dict):
         named = value.get("class_path")
-        if named is not None and named not in {f"{module}.{name}" for name, module in MODELS.items()}:
+        if named is not None and named not in {*MODELS, *(f"{module}.{name}" for name, module in MODELS.items())}:
             raise PerturbZooError(f"{path}: refused: its arguments name the class '{named}', which is not in the zoo")
         value = list(value.values())
     if isinstance(value, list):

@@ -43,7 +43,7 @@ def candidate_network(
     restrict
         Let the prior's edges alone be candidates.
     regulators
-        Genes that may regulate; None: all, and targets that are not measured.
+        Genes that may regulate, beside targets that are not measured, which always may; None: all.
 
     Raises
     ------
@@ -62,7 +62,8 @@ def candidate_network(
     if prior is not None:
         allowed[prior.target, prior.regulator] = True
     if regulators is not None:
-        allowed[:, [number for name, number in position.items() if name not in set(regulators) and number < measured]] = False
+        wanted = set(regulators)
+        allowed[:, [number for number, name in enumerate(genes[:measured]) if name not in wanted]] = False
     np.fill_diagonal(allowed, False)
     allowed[measured:] = False  # what is not measured has no regulators that data could show
     target, regulator = np.nonzero(allowed)

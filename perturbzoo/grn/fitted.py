@@ -126,12 +126,13 @@ class FittedNetwork(nn.Module):
 
     def encode_table(self, table: ConditionTable, targets: Sequence[str], labels: Sequence[str] = ()) -> EncodedConditions:
         """Encode a batch's table, whose `targets` count the names in `targets`."""
-        outside = torch.tensor([name not in self._measured for name in targets] or [True])[table.targets.clamp(min=0)]
+        unmeasured = torch.tensor([name not in self._measured for name in targets] or [True], device=table.targets.device)
+        outside = unmeasured[table.targets.clamp(min=0)]
         # a compound or cytokine has no gene: it is a node of its own, of which there is more
         added = outside & ((table.kind == KINDS.index("compound")) | (table.kind == KINDS.index("cytokine")))
         kind = torch.where(added, KINDS.index("overexpression"), table.kind)
         given = Interventions.from_table(replace(table, kind=kind), targets, self.nodes, labels=labels)
-        place = torch.full(given.targets.shape, -1)
+        place = torch.full_like(given.targets, -1)
         for row, column in torch.nonzero(given.targets >= 0).tolist():
             key = self.nodes[int(given.targets[row, column])], KINDS[int(given.kind[row, column])]
             place[row, column] = self.place.get(key, -1)
@@ -175,7 +176,7 @@ class FittedNetwork(nn.Module):
             unknown = (place < 0) & of_kind[name]
             if bool(unknown.any()):
                 tested = [number for number, act in enumerate(self.acts) if act[1] == name]
-                middle = values[tested].detach().median() if tested else torch.tensor(otherwise)
+                middle = values[tested].detach().median() if tested else values.new_tensor(otherwise)
                 found = torch.where(unknown, middle, found)
         return found
 
@@ -199,8 +200,8 @@ class FittedNetwork(nn.Module):
 
     def pruned(self) -> RegulatoryDynamics:
         """The kinetics without edges that were not found: the same, and faster."""
-        kept = (self.dynamics.weight.detach() != 0).numpy()
-        edges, weight = self.candidates, self.dynamics.weight.detach().double().numpy()
+        edges, weight = self.candidates, self.dynamics.weight.detach().cpu().double().numpy()
+        kept = weight != 0
         network = GeneRegulatoryNetwork(
             edges.genes,
             edges.regulator[kept],
@@ -210,7 +211,7 @@ class FittedNetwork(nn.Module):
             edges.probability[kept],
         )
         dynamics = RegulatoryDynamics(
-            network, kinetics=self.dynamics.kinetics, reference=self.dynamics.control_level, anchored=True
+            network, kinetics=self.dynamics.kinetics, reference=self.dynamics.control_level.cpu(), anchored=True
         ).requires_grad_(False)
         dynamics.bias.copy_(self.dynamics.bias)
         return dynamics

@@ -33,18 +33,19 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 from torch.nn.utils import parametrize
 
 from perturbzoo.errors import PerturbZooError
-from perturbzoo.grn.dynamics import Kinetics, RegulatoryDynamics
+from perturbzoo.grn.dynamics import Kinetics
 from perturbzoo.grn.fitted import ABSENT, FAR, NO_DECAY, USUAL_STRENGTH, FittedNetwork
+from perturbzoo.grn.gates import Gates
 from perturbzoo.grn.interventions import Interventions
 from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.network import GeneRegulatoryNetwork
+from perturbzoo.grn.settling import settle
 
-GATE_TEMPERATURE, GATE_LOW, GATE_HIGH = 2 / 3, -0.1, 1.1
 WEIGHT_SCALE = 1.0  # standard deviation of the weights of true edges, before anything is known
 SMOOTH = 1e-3  # |W| is sqrt(W² + SMOOTH²): Adam needs a slope at 0
 
@@ -153,6 +154,7 @@ class _Fit:
     ) -> None:
         self.fitted, self.options, self.report = fitted, options, report
         self.conditions = levels.conditions
+        self.direction: Tensor | None = None  # in which small changes grow most, as of the last step
         self.encoded = fitted.encode(levels.conditions)
         self.context = torch.as_tensor(levels.context)
         self.change = torch.as_tensor(levels.change, dtype=torch.float32)
@@ -247,7 +249,7 @@ class _Fit:
         fitted, options, dynamics = self.fitted, self.options, self.fitted.dynamics
         gate = None
         if options.sparsity == "gates":
-            gate = _Gates((0.5 * fitted.prior).clamp(2 / len(fitted.nodes), 0.9))
+            gate = Gates((0.5 * fitted.prior).clamp(2 / len(fitted.nodes), 0.9))
             signs = torch.where(dynamics.weight >= 0, 1.0, -1.0)
             dynamics.weight.data = 0.1 * signs
             parametrize.register_parametrization(dynamics, "weight", gate)
@@ -276,7 +278,7 @@ class _Fit:
             if not bool(torch.isfinite(parameter).all()):
                 raise PerturbZooError("network fit: the parameters are no longer finite; lower lr, or raise penalty")
 
-    def _judge(self, gate: _Gates | None) -> None:
+    def _judge(self, gate: Gates | None) -> None:
         """Posterior probabilities and mean weights; then drop from the kinetics what is no edge."""
         fitted, dynamics = self.fitted, self.fitted.dynamics
         information = fitted.information
@@ -330,9 +332,9 @@ class _Fit:
         dynamics = self.fitted.dynamics
         rates = dynamics.bind(None, torch.arange(len(dynamics.control_level)))
         reference = dynamics.control_level
-        if not hasattr(self, "direction"):
-            self.direction = torch.randn(reference.shape)
         small = 1e-2
+        if self.direction is None:
+            self.direction = torch.randn(reference.shape)
         direction = self.direction / self.direction.norm(dim=1, keepdim=True)
         size = direction.new_zeros(len(reference), 1)
         for _ in range(count):
@@ -370,13 +372,12 @@ class _Fit:
         fitted = self.fitted
         usual = torch.tensor([USUAL_STRENGTH.get(kind, 0.0) for _, kind in fitted.acts])
         tight = torch.tensor([1.0 if kind == "knockout" else 0.05 for _, kind in fitted.acts])
-        return 0.5 * (tight * (fitted.strength - usual) ** 2).sum() + 0.05 * ((fitted.own - NO_DECAY) ** 2).sum() * 0.1
+        return 0.5 * (tight * (fitted.strength - usual) ** 2).sum() + 0.005 * ((fitted.own - NO_DECAY) ** 2).sum()
 
     def _strengths_given_network(self) -> None:
         """Of each guide whose gene is measured: what is left of its own gene's change after the network's part of it."""
         fitted, g = self.fitted, self.fitted.measured
-        bare = None
-        production, decay = fitted.dynamics.bind(bare, self.context)(FAR, self.observed)
+        production, decay = fitted.dynamics.bind(None, self.context)(FAR, self.observed)
         network = torch.log(production / decay / fitted.dynamics.control_level[self.context])[:, :g]
         place = {name: number for number, name in enumerate(fitted.nodes[:g])}
         left: dict[int, list[float]] = {}
@@ -389,76 +390,7 @@ class _Fit:
             self._set_strength(number, float(np.mean(values)))
 
 
-class _Gates(nn.Module):
-    """Hard-concrete gates on edges: stretched, clipped samples in training, the most likely value afterwards."""
-
-    def __init__(self, chance: Tensor) -> None:
-        super().__init__()
-        self.price = -torch.logit(chance)
-        # open at first: an edge that is shut from the start learns nothing
-        self.openness = nn.Parameter(torch.full_like(chance, 1.0))
-
-    def chance(self) -> Tensor:
-        """That an edge is open at all."""
-        return torch.sigmoid(self.openness - GATE_TEMPERATURE * math.log(-GATE_LOW / GATE_HIGH))
-
-    def cost(self) -> Tensor:
-        return (self.price * self.chance()).sum()
-
-    def forward(self, weight: Tensor) -> Tensor:
-        logit: Tensor = self.openness
-        if self.training:
-            logit = (logit + torch.logit(torch.rand_like(logit), eps=1e-6)) / GATE_TEMPERATURE
-        return weight * (torch.sigmoid(logit) * (GATE_HIGH - GATE_LOW) + GATE_LOW).clamp(0, 1)
-
-
 def _deviance(mean: Tensor, log_mean: Tensor, alpha: Tensor) -> Tensor:
     """Negative log likelihood per cell of negative binomial counts of average `mean`, less its least value."""
     least = (mean + 1 / alpha) * torch.log1p(alpha * mean) - torch.xlogy(mean, mean)
     return (mean + 1 / alpha) * softplus(log_mean + torch.log(alpha)) - mean * log_mean - least
-
-
-def settle(
-    dynamics: RegulatoryDynamics,
-    acts: Interventions,
-    context: Tensor,
-    start: Tensor | None,
-    *,
-    steps: int = 15,
-    adjoint: int = 20,
-) -> tuple[Tensor, Tensor]:
-    """Log of steady levels over the reference, near a start, with gradients by the implicit function theorem.
-
-    Cheaper than :func:`perturbzoo.grn.steady.steady_state`, which is for answers: damped steps from the last answer, as many for the
-    gradient, and no check that they arrived.
-
-    Returns
-    -------
-    log level ``(N, nodes)``, and the same without gradient, to start from next time.
-    """
-    rates = dynamics.bind(acts, context)
-    reference = dynamics.control_level[context]
-
-    def mapped(z: Tensor) -> Tensor:
-        production, decay = rates(FAR, reference * torch.exp(z))
-        return torch.log(production / decay / reference)
-
-    with torch.no_grad():
-        z = torch.zeros_like(reference) if start is None else start
-        for _ in range(steps if start is not None else 3 * steps):
-            z = torch.lerp(z, mapped(z), 0.7)
-    anchor = z.detach().requires_grad_()
-    again = mapped(anchor)
-
-    def pulled(upstream: Tensor | None) -> Tensor | None:
-        if upstream is None:
-            return None
-        answer = upstream
-        for _ in range(adjoint):
-            image = upstream + torch.autograd.grad(again, anchor, answer, retain_graph=True)[0]
-            answer = torch.lerp(answer, image, 0.7)
-        return answer
-
-    result = mapped(z)
-    result.register_hook(pulled)
-    return result, result.detach()

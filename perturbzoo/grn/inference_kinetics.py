@@ -83,8 +83,8 @@ def infer_kinetics(
 
 def mean_network(fits: Sequence[FittedNetwork]) -> GeneRegulatoryNetwork:
     """Average fits on the same candidates: posterior mean weights, and probabilities of an edge with that sign."""
-    weights = np.stack([fit.estimate.double().numpy() for fit in fits])
-    chance = np.stack([fit.probability.double().numpy() for fit in fits])
+    weights = np.stack([fit.estimate.cpu().double().numpy() for fit in fits])
+    chance = np.stack([fit.probability.cpu().double().numpy() for fit in fits])
     mean = weights.mean(0)
     agree = (chance * (np.sign(weights) == np.sign(mean))).mean(0).clip(0, 1)
     kept = mean != 0

@@ -66,6 +66,10 @@ class Levels:
             (self.level.shape == self.error.shape == rows, f"levels and errors must have the shape {rows}"),
             (self.control.shape == self.control_error.shape == contexts, f"control levels must have the shape {contexts}"),
             (len(self.context) == len(read), "every row needs a context"),
+            (
+                not len(read) or (self.context.min() >= 0 and self.context.max() < len(self.control)),
+                f"contexts {min(self.context, default=0)} to {max(self.context, default=0)}, but there are controls of {len(self.control)}",
+            ),
             (not any(one.is_control for one in read), "a row is control; controls have a table of their own"),
             (all(np.isfinite(part).all() for part in (self.level, self.control)), "a level is not finite"),
             ((self.level >= 0).all() and (self.control >= 0).all(), "a level is negative; are these log values?"),
@@ -164,7 +168,8 @@ class Levels:
     def change(self) -> np.ndarray:
         """Shape ``(N, G)``: log of the level over that of the context's controls; finite where nothing was counted."""
         control = self.control[self.context]
-        # half a count among all cells, which are about (unit / level + dispersion) / error² of them
+        # for a gene as high as in control half a count among all cells, about (unit / level + dispersion) / error² of them; for a
+        # lost one more, as its error is larger
         pseudo = 0.5 * control * self.error**2 if self.unit is not None else np.zeros_like(control)
         tiny = 1e-6 * max(float(self.control.mean()), 1e-12)
         return np.log(self.level + pseudo + tiny) - np.log(control + pseudo + tiny)

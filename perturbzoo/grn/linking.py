@@ -291,6 +291,44 @@ def network_signal(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Link:
+    """What a model's predictions say of the network.
+
+    Attributes
+    ----------
+    data, model
+        The network that the data support, and the one fitted in the same way to the predictions alone.
+    edges
+        Where they differ, :func:`compare_edges`: hallucinated, missed, opposite, shared.
+    consistency
+        For each condition how far the prediction is from what the data's network makes of it,
+        :func:`perturbzoo.grn.consistency.consistency`.
+    off_targets
+        Genes that a prediction changes although no path of the data's network leads there.
+    signal
+        Whether the predictions depend on the perturbed gene at all; where not, `model` and `edges` mean nothing.
+    """
+
+    data: GeneRegulatoryNetwork
+    model: GeneRegulatoryNetwork
+    edges: pd.DataFrame
+    consistency: pd.DataFrame
+    off_targets: pd.DataFrame
+    signal: NetworkSignal
+
+    def __str__(self) -> str:
+        if not self.signal.present:
+            return str(self.signal)
+        count = self.edges["status"].value_counts()
+        parts = ", ".join(f"{count.get(name, 0)} {name}" for name in ("shared", "hallucinated", "missed", "opposite"))
+        return (
+            f"{self.signal}\nedges: {parts}\nconsistency with the data's network: ratio to noise "
+            f"{self.consistency['ratio'].median():.2f} (median of {len(self.consistency)} conditions)\n"
+            f"off-target changes: {len(self.off_targets)}"
+        )
+
+
 def _checked(
     delta: np.ndarray, error: np.ndarray | float, shape: tuple[int, int], caller: str
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -32,24 +32,20 @@ Ask a fitted model what it has learned with :mod:`perturbzoo.models.network_answ
 
 from __future__ import annotations
 
-import tempfile
-import warnings
+import itertools
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from perturbzoo.checkpoint import load
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
-from perturbzoo.errors import PerturbZooError, PerturbZooWarning
+from perturbzoo.errors import PerturbZooError
 from perturbzoo.evaluation.pseudobulk import Pseudobulks
 from perturbzoo.grn.candidates import candidate_network, with_latent
 from perturbzoo.grn.consistency import project
-from perturbzoo.grn.counterfactual import fit_extrinsic_noise
 from perturbzoo.grn.fitted import FittedNetwork
 from perturbzoo.grn.fitting import FitOptions, fit_network
 from perturbzoo.grn.inference import read_prior
@@ -57,13 +53,14 @@ from perturbzoo.grn.interventions import Interventions
 from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.models import find_model
+from perturbzoo.models.backbone import mean_delta, read_or_train
 from perturbzoo.models.base import ConditionDeltaModel, PerturbationModel
 from perturbzoo.models.likelihood import expected_log1p
-from perturbzoo.models.network_answers import NetworkAnswers, mean_delta
+from perturbzoo.models.network_answers import NetworkAnswers
+from perturbzoo.models.network_data import extrinsic_noise, joined, predicted_levels, training_levels
 from perturbzoo.perturbation import Condition, Intervention
 
 TAUS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-MIN_CELLS, MAX_GENES = 50, 5000  # for what cells share: cells to see it in, genes whose covariance fits in memory
 LARGEST_CHANGE = 6.0  # natural log: no prediction is read as more
 
 
@@ -144,8 +141,11 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
                 raise PerturbZooError(f"GRNODE: {complaint}")
         self.save_hyperparameters()
         self.automatic_optimization = False  # the network is fitted when fit starts; a joint backbone takes its own steps
+        # a projection needs the derivative of the kinetics
+        self.differentiates_in_forward = backbone is not None  # type: ignore[misc]
         self._options()  # wrong options are refused now
-        self._trained: PerturbationModel | None = None
+        # a module here would go into the checkpoint beside the backbone
+        self._backbone_weights: dict[str, Any] | None = None
         self.backbone: PerturbationModel | None = None
         self.register_buffer("tau", torch.tensor(0.0 if tau is None else float(tau)))
 
@@ -174,7 +174,11 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             levels, nodes, prior, screened=self.hparams["screened"], restrict=self.hparams["prior_use"] == "restrict"
         )
         candidates = with_latent(candidates, spec.n_genes, self.hparams["latent"])
-        self._trained = self._train_backbone(data)
+        wanted = self.hparams["backbone"]
+        trained = None
+        if wanted is not None:
+            trained = read_or_train(wanted, spec, data, epochs=self.hparams["backbone_epochs"], device=self.device)
+            self._backbone_weights = trained.state_dict()
         acts = sorted({(act.target, act.kind or levels.default_kind) for one in levels.conditions for act in one})
         dispersion = np.full(spec.n_genes, 0.1) if levels.dispersion is None else levels.dispersion
         prepared = {
@@ -184,49 +188,15 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             "unit": float(levels.unit or 1.0),
             "acts": [list(act) for act in acts],
             "level_error": torch.as_tensor(np.median(levels.error, axis=0), dtype=torch.float32),
-            **_extrinsic(data, levels),
+            **extrinsic_noise(data, levels),
         }
-        if self._trained is not None:
+        if trained is not None:
             prepared["backbone"] = {
-                "class": type(self._trained).__name__,
-                "arguments": dict(self._trained.hparams),
-                "prepared": self._trained.prepared,
+                "class": type(trained).__name__,
+                "arguments": dict(trained.hparams),
+                "prepared": trained.prepared,
             }
         return prepared
-
-    def _train_backbone(self, data: PerturbSeqDataModule) -> PerturbationModel | None:
-        """Read the backbone's checkpoint, or train one on the same data."""
-        wanted = self.hparams["backbone"]
-        if wanted is None:
-            return None
-        if isinstance(wanted, str):
-            trained = load(wanted)
-            if trained.get_spec().to_json() != self.get_spec().to_json():
-                raise PerturbZooError(f"GRNODE: the backbone {wanted} was trained on other data, or another split of them")
-            return trained
-        from lightning.pytorch import Trainer
-
-        if "class_path" not in wanted:
-            raise PerturbZooError("GRNODE: a backbone is {class_path: GEARS, init_args: {...}} or the path of a checkpoint")
-        model: PerturbationModel = find_model(wanted["class_path"].rpartition(".")[2])(**wanted.get("init_args", {}))
-        outer = data.trainer
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(
-                max_epochs=self.hparams["backbone_epochs"],
-                accelerator="cpu" if self.device.type == "cpu" else "auto",
-                devices=1,
-                logger=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                use_distributed_sampler=False,
-                default_root_dir=folder,
-            )
-            trainer.fit(model, datamodule=data)
-            trained = load(Path(folder) / "checkpoints" / "best.ckpt")
-        data.trainer = outer
-        print(f"GRNODE: backbone {type(model).__name__} trained for {self.hparams['backbone_epochs']} epochs")
-        return trained
 
     def build(self) -> None:
         prepared, spec = self.prepared, self.get_spec()
@@ -243,7 +213,7 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
                 self.hparams["kinetics"],
             )
             for _ in range(self.hparams["members"])
-        )
+        ).requires_grad_(False)
         self.register_buffer("control", prepared["control"].clamp(min=floor))
         self.register_buffer("dispersion", prepared["dispersion"])
         for name in ("level_error", "extrinsic_loading", "extrinsic_dispersion"):
@@ -255,8 +225,9 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             assert self.backbone is not None
             self.backbone.spec, self.backbone.prepared = spec, part["prepared"]
             self.backbone.configure_model()
-            if self._trained is not None:
-                self.backbone.load_state_dict(self._trained.state_dict())
+            if self._backbone_weights is not None:
+                self.backbone.load_state_dict(self._backbone_weights)
+                self._backbone_weights = None
 
     def members(self) -> list[FittedNetwork]:
         """The fitted networks."""
@@ -282,7 +253,7 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
         extra = self._distilled(levels)
         for number, network in enumerate(self.members()):
             seen = levels if number == 0 else levels.with_noise(rng)
-            fitted = fit_network(_joined(seen, extra), network.candidates, self._options(seed=number))
+            fitted = fit_network(joined(seen, extra), network.candidates, self._options(seed=number))
             network.load_state_dict(fitted.state_dict())
             network.acts, network.place = fitted.acts, fitted.place
 
@@ -295,12 +266,12 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
         names = self.target_names
         known = [name for name in names if name in set(self.get_spec().targets)]
         wanted = [Condition([Intervention(name)]) for name in known]
-        wanted += [wanted[a] | wanted[b] for a in range(len(known)) for b in range(a + 1, len(known))][: 20 * count]
-        wanted = [one for one in wanted if one not in measured][:count]
+        doubles = (one | other for one, other in itertools.combinations(wanted, 2))
+        wanted = list(itertools.islice((one for one in itertools.chain(wanted, doubles) if one not in measured), count))
         if not wanted:
             return None
         change = self.backbone_change(wanted, [0] * len(wanted))
-        return predicted_levels(levels, wanted, change.numpy(), weight=self.hparams["distil"])
+        return predicted_levels(levels, wanted, change.cpu().numpy(), weight=self.hparams["distil"])
 
     def training_step(self, batch: PerturbationBatch, batch_idx: int) -> None:  # type: ignore[override]
         """Nothing, the fit is done; with `joint` a step of the backbone."""
@@ -310,9 +281,11 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         terms = self.loss(batch)
-        self.manual_backward(torch.stack(list(terms.values())).sum())
+        total = torch.stack(list(terms.values())).sum()
+        self.manual_backward(total)
         optimizer.step()
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=len(batch), on_epoch=True)
+        named = {f"train/{name}": value.detach() for name, value in [*terms.items(), ("loss", total)]}
+        self.log_dict(named, batch_size=len(batch), on_epoch=True, on_step=False)
 
     def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
         if self.backbone is None:
@@ -328,15 +301,19 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             return None
         assert self.backbone is not None
         made = self.backbone.configure_optimizers()
+        if made is None or not self.backbone.automatic_optimization:
+            raise PerturbZooError(
+                f"GRNODE: joint is for a backbone that is trained by steps, and {type(self.backbone).__name__} is not"
+            )
         return made["optimizer"] if isinstance(made, dict) else made
 
     def calibrate(self, bulks: Pseudobulks) -> Pseudobulks:
         """Choose tau on the validation pseudobulks, if it was not given, and scale the variances there."""
         if self.backbone is None or self.hparams["tau"] is not None:
             return super().calibrate(bulks)
-        table = self.data.table.select(torch.from_numpy(bulks.pair))
-        control = torch.as_tensor(bulks.control, dtype=torch.float32)
-        best = (np.inf, bulks)
+        table = self.data.table.select(torch.from_numpy(bulks.pair)).to(self.device)
+        control = torch.as_tensor(bulks.control, dtype=torch.float32, device=self.device)
+        best, chosen = (np.inf, bulks), 0.0
         for tau in TAUS:
             self.tau.fill_(tau)
             delta, _ = self.delta(table, control)
@@ -380,12 +357,19 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
     def backbone_change(self, conditions: list[Condition], contexts: list[int]) -> Tensor:
         """Log change of levels as the backbone predicts it, shape ``(N, G)``."""
         table = encode_conditions(conditions, contexts, self.target_names, self.get_spec().default_kind)
-        control = torch.from_numpy(self.get_spec().control_mean)[table.context]
+        table = table.to(self.device)
+        control = torch.from_numpy(self.get_spec().control_mean).to(self.device)[table.context]
         return self.log_change(self._backbone_delta(table, control), table.context)
 
     def _backbone_delta(self, table: ConditionTable, context_control: Tensor) -> Tensor:
         assert self.backbone is not None
-        return mean_delta(self.backbone, table, context_control)
+        # also while a fit has it in training mode, in which it would hide things from itself
+        training = self.backbone.training
+        self.backbone.eval()
+        with torch.no_grad():
+            found = mean_delta(self.backbone, table, context_control)
+        self.backbone.train(training)
+        return found
 
     def expression_of(self, level: Tensor, size: Tensor) -> Tensor:
         """Expected log1p-normalised counts at levels ``(B, G)`` in cells whose normalised count is ``1 / size`` counts, ``(B,)``."""
@@ -398,7 +382,7 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
         # a node that is not measured is where the network has it
         level = torch.zeros_like(reference) if change.shape == reference.shape else network.settled(acts, context)
         level[:, : network.measured] = change
-        moved = project(network.pruned(), torch.exp(level) * reference, acts, context, tau=float(self.tau))
+        moved = project(network.pruned(), torch.exp(level) * reference, acts, context, tau=float(self.tau)).to(reference.device)
         least = 1e-3 * reference.double()
         return torch.log((moved + least) / (reference + least)).float()[:, : network.measured]
 
@@ -421,74 +405,3 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             slope = (self.expected(change + 0.01, context) - self.expected(change - 0.01, context)) / 0.02
             variance = spread * slope**2 + 1e-8
         return delta, variance
-
-
-def training_levels(data: PerturbSeqDataModule) -> Levels:
-    """Pseudobulks of the training cells on the linear scale."""
-    spec = data.spec
-    assert spec is not None
-    pairs = data.pairs_of("train")
-    members = [data.index.cells_by_pair[pair] for pair in pairs]
-    unit = None
-    if spec.depth > 0:
-        used = np.concatenate([*members, *data.index.controls_by_context])
-        unit = float((spec.depth / data.size_factor[used]).mean())
-    else:
-        warnings.warn(
-            "the data hold no counts: the network's noise is taken from the spread of the cells",
-            PerturbZooWarning,
-            stacklevel=2,
-        )
-    return Levels.from_cells(
-        data.expression,
-        spec.genes,
-        [data.conditions[pair] for pair in pairs],
-        data.index.context_of_pair[pairs],
-        members,
-        data.index.controls_by_context,
-        unit=unit,
-        default_kind=spec.default_kind,
-    )
-
-
-def _extrinsic(data: PerturbSeqDataModule, levels: Levels) -> dict[str, Tensor]:
-    """What control cells share beyond counting noise; nothing for data without counts, or with too few cells or too many genes."""
-    controls, genes = data.index.controls_by_context[0], len(levels.genes)
-    if levels.unit is None or len(controls) < MIN_CELLS or genes > MAX_GENES:
-        return {"extrinsic_loading": torch.zeros(genes, 0), "extrinsic_dispersion": torch.zeros(genes)}
-    assert data.spec is not None
-    size = data.size_factor[controls] / data.spec.depth
-    counts = data.expression[controls].astype(float)
-    counts.data = np.rint(np.expm1(counts.data) * np.repeat(size, np.diff(counts.indptr)))
-    noise = fit_extrinsic_noise(counts, size)
-    return {"extrinsic_loading": noise.loading.float(), "extrinsic_dispersion": noise.dispersion.float()}
-
-
-def predicted_levels(levels: Levels, conditions: list[Condition], change: np.ndarray, weight: float = 1.0) -> Levels:
-    """Predicted log changes ``(N, G)`` as levels beside those of a screen, in its first context, with its usual errors."""
-    error = np.broadcast_to(np.median(levels.error, axis=0), change.shape)
-    return replace(
-        levels,
-        conditions=tuple(conditions),
-        context=np.zeros(len(conditions), dtype=np.int64),
-        level=levels.control[[0]] * np.exp(change),
-        error=error,
-        weight=np.full(len(conditions), weight),
-    )
-
-
-def _joined(levels: Levels, extra: Levels | None) -> Levels:
-    if extra is None:
-        return levels
-
-    def both(name: str) -> np.ndarray:
-        return np.concatenate([getattr(levels, name), getattr(extra, name)])
-
-    return replace(
-        levels,
-        conditions=(*levels.conditions, *extra.conditions),
-        context=both("context"),
-        level=both("level"),
-        error=both("error"),
-        weight=both("weight"),
-    )

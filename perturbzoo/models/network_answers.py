@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,9 +33,10 @@ from perturbzoo.grn.fitted import FittedNetwork
 from perturbzoo.grn.fitting import fit_network
 from perturbzoo.grn.inference_kinetics import mean_network
 from perturbzoo.grn.levels import Levels
-from perturbzoo.grn.linking import NetworkSignal, compare_edges, network_signal, off_targets
+from perturbzoo.grn.linking import Link, compare_edges, network_signal, off_targets
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.grn.solvers import integrate
+from perturbzoo.models.backbone import mean_delta
 from perturbzoo.perturbation import Condition, Intervention, parse_condition, parse_conditions
 
 if TYPE_CHECKING:
@@ -46,44 +46,6 @@ if TYPE_CHECKING:
 
 
 BELIEVED = 0.5  # probability from which an edge counts
-
-
-@dataclass(frozen=True, eq=False)
-class Link:
-    """What a model's predictions say of the network.
-
-    Attributes
-    ----------
-    data, model
-        The network that the data support, and the one fitted in the same way to the predictions alone.
-    edges
-        Where they differ, :func:`perturbzoo.grn.linking.compare_edges`: hallucinated, missed, opposite, shared.
-    consistency
-        For each condition how far the prediction is from what the data's network makes of it,
-        :func:`perturbzoo.grn.consistency.consistency`.
-    off_targets
-        Genes that a prediction changes although no path of the data's network leads there.
-    signal
-        Whether the predictions depend on the perturbed gene at all; where not, `model` and `edges` mean nothing.
-    """
-
-    data: GeneRegulatoryNetwork
-    model: GeneRegulatoryNetwork
-    edges: pd.DataFrame
-    consistency: pd.DataFrame
-    off_targets: pd.DataFrame
-    signal: NetworkSignal
-
-    def __str__(self) -> str:
-        if not self.signal.present:
-            return str(self.signal)
-        count = self.edges["status"].value_counts()
-        parts = ", ".join(f"{count.get(name, 0)} {name}" for name in ("shared", "hallucinated", "missed", "opposite"))
-        return (
-            f"{self.signal}\nedges: {parts}\nconsistency with the data's network: ratio to noise "
-            f"{self.consistency['ratio'].median():.2f} (median of {len(self.consistency)} conditions)\n"
-            f"off-target changes: {len(self.off_targets)}"
-        )
 
 
 class NetworkAnswers:
@@ -418,21 +380,9 @@ class NetworkAnswers:
         missing = sorted(set(spec.genes) - set(map(str, model.columns)))
         if missing:
             raise PerturbZooError(f"link: the predictions lack {len(missing)} of {spec.n_genes} genes: {shortened(missing)}")
-        table = model if conditions is None else model.loc[[str(one) for one in conditions]]
+        labels = [str(name) for name in model.index] if conditions is None else [str(one) for one in conditions]
+        absent = sorted(set(labels) - set(map(str, model.index)))
+        if absent:
+            raise PerturbZooError(f"link: the predictions lack {len(absent)} of the conditions: {shortened(absent)}")
+        table = model.set_axis(model.index.astype(str)).loc[labels]
         return self._parsed([str(name) for name in table.index]), table[list(spec.genes)].to_numpy(dtype=float)
-
-
-def mean_delta(model: PerturbationModel, table: Any, context_control: Tensor) -> Tensor:
-    """Predicted change of each pair's mean control cell, ``(C, G)``; for a model of whole cells, of that one cell."""
-    from perturbzoo.data.batch import PerturbationBatch
-    from perturbzoo.models.base import ConditionDeltaModel
-
-    if isinstance(model, ConditionDeltaModel):
-        return model.delta(table, context_control)[0]
-    spec, rows = model.get_spec(), torch.arange(len(table), device=context_control.device)
-    size = context_control.new_full((len(table),), spec.depth)
-    covariates = torch.zeros(len(table), len(spec.covariates), dtype=torch.int64)
-    batch = PerturbationBatch(
-        None, context_control, rows, table, context_control, size, size, covariates, rows, rows, spec.depth
-    )
-    return model.evaluate(batch).mean - context_control

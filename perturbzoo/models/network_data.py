@@ -1,0 +1,89 @@
+"""A data module's cells as the network behind GRNODE sees them: levels, predicted levels beside them, and what cells share."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perturbzoo.data.datamodule import PerturbSeqDataModule
+from perturbzoo.errors import PerturbZooWarning
+from perturbzoo.grn.counterfactual import fit_extrinsic_noise
+from perturbzoo.grn.levels import Levels
+from perturbzoo.perturbation import Condition
+
+MIN_CELLS, MAX_GENES = 50, 5000  # for what cells share: cells to see it in, genes whose covariance fits in memory
+
+
+def training_levels(data: PerturbSeqDataModule) -> Levels:
+    """Pseudobulks of the training cells on the linear scale."""
+    spec = data.spec
+    assert spec is not None
+    pairs = data.pairs_of("train")
+    members = [data.index.cells_by_pair[pair] for pair in pairs]
+    unit = None
+    if spec.depth > 0:
+        used = np.concatenate([*members, *data.index.controls_by_context])
+        unit = float((spec.depth / data.size_factor[used]).mean())
+    else:
+        warnings.warn(
+            "the data hold no counts: the network's noise is taken from the spread of the cells",
+            PerturbZooWarning,
+            stacklevel=2,
+        )
+    return Levels.from_cells(
+        data.expression,
+        spec.genes,
+        [data.conditions[pair] for pair in pairs],
+        data.index.context_of_pair[pairs],
+        members,
+        data.index.controls_by_context,
+        unit=unit,
+        default_kind=spec.default_kind,
+    )
+
+
+def extrinsic_noise(data: PerturbSeqDataModule, levels: Levels) -> dict[str, Tensor]:
+    """What control cells share beyond counting noise; nothing for data without counts, or with too few cells or too many genes."""
+    controls, genes = data.index.controls_by_context[0], len(levels.genes)
+    if levels.unit is None or len(controls) < MIN_CELLS or genes > MAX_GENES:
+        return {"extrinsic_loading": torch.zeros(genes, 0), "extrinsic_dispersion": torch.zeros(genes)}
+    assert data.spec is not None
+    size = data.size_factor[controls] / data.spec.depth
+    counts = data.expression[controls].astype(float)
+    counts.data = np.rint(np.expm1(counts.data) * np.repeat(size, np.diff(counts.indptr)))
+    noise = fit_extrinsic_noise(counts, size)
+    return {"extrinsic_loading": noise.loading.float(), "extrinsic_dispersion": noise.dispersion.float()}
+
+
+def predicted_levels(levels: Levels, conditions: list[Condition], change: np.ndarray, weight: float = 1.0) -> Levels:
+    """Predicted log changes ``(N, G)`` as levels beside those of a screen, in its first context, with its usual errors."""
+    error = np.broadcast_to(np.median(levels.error, axis=0), change.shape)
+    return replace(
+        levels,
+        conditions=tuple(conditions),
+        context=np.zeros(len(conditions), dtype=np.int64),
+        level=levels.control[[0]] * np.exp(change),
+        error=error,
+        weight=np.full(len(conditions), weight),
+    )
+
+
+def joined(levels: Levels, extra: Levels | None) -> Levels:
+    if extra is None:
+        return levels
+
+    def both(name: str) -> np.ndarray:
+        return np.concatenate([getattr(levels, name), getattr(extra, name)])
+
+    return replace(
+        levels,
+        conditions=(*levels.conditions, *extra.conditions),
+        context=both("context"),
+        level=both("level"),
+        error=both("error"),
+        weight=both("weight"),
+    )
