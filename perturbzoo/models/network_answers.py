@@ -306,7 +306,8 @@ class NetworkAnswers:
         conditions
             For a model: what it is asked about. None: every target of the data alone.
         edges
-            Strongest edges of each network that are compared; None: those of each that are more probable than not.
+            Most probable edges of each network that are compared; None: as many as the data's network has that are more probable than
+            not. Networks of one size: predictions without noise imply more edges than cells can show.
 
         Raises
         ------
@@ -334,6 +335,7 @@ class NetworkAnswers:
         prior = fitted.candidates
         candidates = candidate_network(levels, prior.genes[: len(prior.genes)], prior, restrict=True)
         implied = mean_network([fit_network(levels, candidates, model._options())])
+        believed = max(1, int((own.probability > BELIEVED).sum()))
         perturbed = {target for one in named for target in one.targets}
         heard = [name for name in own.genes if name in perturbed or name not in set(spec.genes)]
         acts = fitted.interventions(fitted.encode(named))
@@ -346,13 +348,21 @@ class NetworkAnswers:
         return Link(
             data=own,
             model=implied,
-            edges=compare_edges(own, implied, edges=edges, threshold=BELIEVED, regulators=heard or None),
+            edges=compare_edges(own, implied, edges=edges or believed, by="probability", regulators=heard or None),
             consistency=consistency(
                 fitted.pruned(), level * fitted.dynamics.control_level[context], acts, context, noise=full_noise, own=False
             ),
-            off_targets=off_targets(own, named, np.pad(change, ((0, 0), (0, nodes - fitted.measured))), full_noise),
+            off_targets=off_targets(self._moving(), named, np.pad(change, ((0, 0), (0, nodes - fitted.measured))), full_noise),
             signal=signal,
         )
+
+    def _moving(self) -> GeneRegulatoryNetwork:
+        """The edges that take part in the kinetics: what no path of them reaches does not move."""
+        fitted = self._first()
+        kept, edges = (fitted.dynamics.weight != 0).cpu().numpy(), fitted.candidates
+        parts = (edges.regulator, edges.target, fitted.dynamics.weight.detach().cpu().double().numpy())
+        regulator, target, weight = (part[kept] for part in parts)
+        return GeneRegulatoryNetwork(edges.genes, regulator, target, weight, np.sign(weight), np.ones(len(weight)))
 
     def _predicted(self, predictions: Any, conditions: Sequence[str | Condition] | None) -> tuple[list[Condition], np.ndarray]:
         """Conditions, and their predicted changes ``(N, G)`` in the order of the genes."""
