@@ -7,9 +7,9 @@ with the clocks stopped.
 
 ::
 
-    python bench_zoo_transport.py fit FOLDER SEED OUTPUT.json MODEL EPOCHS
+    python bench_zoo_transport.py fit FOLDER SEED OUTPUT.json MODEL EPOCHS ARGUMENTS
 
-trains MODEL and notes its distances after some epochs, in a process of its own; bench_zoo_references.py does the rest.
+trains MODEL with ARGUMENTS, as JSON, and notes its distances after some epochs, in a process of its own; bench_zoo_references.py does the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from perturbzoo.models.latent import LatentSpace, fit_latent
 COMPONENTS = 50
 CONTROLS = 250  # held-out controls that are moved
 ALL_TRAIN = {"method": "no_test", "val_fraction": 0.0}
-GAP = 1.3  # distances are taken after the first epochs, then ever more rarely
+GAP = 1.5  # distances are taken after the first epochs, then ever more rarely
 
 
 def prepare(place: Path, seed: int, chosen: int) -> dict[str, Any]:
@@ -133,15 +133,16 @@ class Watch(Callback):
             found = self.score.distances({name: position[names == name] for name in self.score.conditions})
             wall, processor = (now - self.start - self.paused).tolist()
             self.curve.append({"epoch": epoch, "wall": wall, "cpu": processor, "distance": found})
+            print(f"epoch {epoch}: {wall:.1f} s, distance {np.mean(list(found.values())):.4f}", flush=True)
             self.next = max(epoch + 1, int(epoch * GAP))
             self.paused += np.array([time.perf_counter(), time.process_time()]) - now
 
 
 def main() -> None:
-    _, _, folder, seed, output, name, epochs = sys.argv
+    _, _, folder, seed, output, name, epochs, arguments = sys.argv
     data = data_module(Path(folder), int(seed), name, ALL_TRAIN)
     watch = Watch(Path(folder))
-    model = fit(data, name, int(seed), int(epochs), watch, limit_val_batches=0)
+    model = fit(data, name, int(seed), int(epochs), watch, json.loads(arguments), limit_val_batches=0)
     result = {
         "curve": watch.curve,
         "conditions": len(data.pairs_of("train")),

@@ -137,7 +137,9 @@ class FlowMatching(TransportModel):
         Where cells are moved: ``pca``, the first principal axes of the training cells, or ``genes``.
     start
         What is added to every map: ``identity``, nothing; ``mean_shift``, the mean change of the training conditions;
-        ``additive``, for combinations the sum of their targets' changes, otherwise the mean single.
+        ``additive``, for combinations the sum of their targets' changes, otherwise the mean single. ``measured``: each training condition's
+        own mean change, from which the model learns the shape of the distribution alone, and what is additive for others: for
+        filling in distributions of conditions that were measured, not for unseen ones.
     keep_residual
         Keep what the axes cannot hold from the control cell; otherwise predict the decoded position.
     coupling
