@@ -57,8 +57,8 @@ MEASURED = {"start": "measured", "unseen_rate": 0.0}
 OT_FITS: dict[str, tuple[str, dict[str, Any], int]] = {
     "cellot": ("cellot", MEASURED, 10),
     "flow_matching": ("flow_matching", MEASURED, 20),
-    "cellot, default start": ("cellot", {}, 60),
-    "flow, default start": ("flow_matching", {}, 60),
+    "cellot, default start": ("cellot", {}, 40),
+    "flow, default start": ("flow_matching", {}, 40),
 }
 ALONE = {"PYTHONPATH": ""}
 
@@ -270,9 +270,9 @@ def main() -> None:
     parser.add_argument("--screen", type=int, default=201, help="seed (default: 201)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3, help="of CPA, each side once (default: 3)")
-    parser.add_argument("--steps", type=int, default=60, help="batches of CPA's reference in a round (default: 60)")
+    parser.add_argument("--steps", type=int, default=45, help="batches of CPA's reference in a round (default: 45)")
     parser.add_argument("--conditions", type=int, default=4, help="for which CellOT's reference is trained (default: 4)")
-    parser.add_argument("--iterations", type=int, default=3000, help="of CellOT's reference (default: 3,000)")
+    parser.add_argument("--iterations", type=int, default=2000, help="of CellOT's reference (default: 2,000)")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--transformer_steps", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/bench_zoo"), help="of the screens (default: %(default)s)")
