@@ -21,7 +21,7 @@ Bars:
 - CellOT, at most 1/20: one conditional model of all conditions against one reference model per condition, to the same
   distance (bench_zoo_transport.py). The reference's time is that of its best distance on held-out cells within
   ``--iterations``, of which it takes 100,000 by default, the mean over ``--conditions``. Ours is the time of the whole fit,
-  principal axes included, until the mean distance is no larger: over the same conditions, and over all. As all conditions
+  principal axes included, until the mean distance over the same conditions is no larger; that over all is printed. As all conditions
   are measured, ours start from each one's mean change (``start: measured``); the default start, which is there for unseen
   conditions, is printed beside, and so is that mean change alone.
 - Transformer, at most 1: a training step at 4 x 1,536 tokens, 12 x 512 x 8 (bench_transformer.py).
@@ -198,8 +198,8 @@ def compare_transport(options: argparse.Namespace, place: Path, table: Table, ba
              np.mean(list(point["distance"].values())), point["epoch"])
             for point in done["curve"]
         ]  # fmt: skip
-        reached = next((point for point in curve if max(point[2], point[3]) <= best), None)
-        point = reached or min(curve, key=lambda point: max(point[2], point[3]))
+        reached = next((point for point in curve if point[2] <= best), None)
+        point = reached or min(curve, key=lambda point: point[2])
         when = "reached" if reached else "not reached, closest"
         print(
             f"  {model:<22}{point[2]:>9.4f}{point[3]:>9.4f}  {when} after {point[0]:.1f} s (processor {point[1]:.1f}), epoch {point[4]}"
