@@ -90,14 +90,14 @@ def make_screen(folder: Path, genes: int, seed: int) -> Path:
     return place
 
 
-def data_module(place: Path, seed: int, name: str) -> PerturbSeqDataModule:
-    """The screen as this model's configuration samples it."""
+def data_module(place: Path, seed: int, name: str, split: dict[str, Any] | None = None) -> PerturbSeqDataModule:
+    """The screen as this model's configuration samples it; GEARS' split, if no other is given."""
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     data = PerturbSeqDataModule(
         path=str(place / "screen.h5ad"),
         condition_key="perturbation",
         covariates=[],
-        split={"method": "simulation", "seed": seed},
+        split=split or {"method": "simulation", "seed": seed},
         perturbation_graph=[{"kind": "go", "path": str(place / "go.csv")}],
         seed=seed,
         **config.get("data", {}).get("init_args", {}),
@@ -106,14 +106,22 @@ def data_module(place: Path, seed: int, name: str) -> PerturbSeqDataModule:
     return data
 
 
-def new_model(name: str) -> PerturbationModel:
-    """The untrained model of a configuration."""
+def new_model(name: str, **arguments: Any) -> PerturbationModel:
+    """The untrained model of a configuration; `arguments` go before the file's."""
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]
-    return find_model(config["class_path"])(**config.get("init_args", {}))
+    return find_model(config["class_path"])(**config.get("init_args", {}) | arguments)
 
 
-def fit(data: PerturbSeqDataModule, name: str, seed: int, epochs: int, callback: Callback, **options: Any) -> PerturbationModel:
-    """Train; the best checkpoint by the validation conditions."""
+def fit(
+    data: PerturbSeqDataModule,
+    name: str,
+    seed: int,
+    epochs: int,
+    callback: Callback,
+    arguments: dict[str, Any] | None = None,
+    **options: Any,
+) -> PerturbationModel:
+    """Train; the best checkpoint by the validation conditions. `arguments` are the model's, `options` the trainer's."""
     pl.seed_everything(seed, verbose=False)
     with tempfile.TemporaryDirectory() as root:
         trainer = pl.Trainer(
@@ -128,7 +136,7 @@ def fit(data: PerturbSeqDataModule, name: str, seed: int, epochs: int, callback:
             default_root_dir=root,
             **options,
         )
-        trainer.fit(new_model(name), datamodule=data)
+        trainer.fit(new_model(name, **arguments or {}), datamodule=data)
         return perturbzoo.load(Path(root) / "checkpoints" / "best.ckpt")
 
 
@@ -260,26 +268,29 @@ class Watch(Callback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.processor: list[float] = []
         self.cells: list[int] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
         self.seconds.append(0.0)
+        self.processor.append(0.0)
         self.cells.append(0)
-        self.began = time.perf_counter()
+        self.began, self.worked = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, model: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.seconds[-1] = time.perf_counter() - self.began
+        self.seconds[-1], self.processor[-1] = time.perf_counter() - self.began, time.process_time() - self.worked
         self.cells[-1] += len(batch)
 
 
-def time_one(folder: str, seed: str, output: str, name: str, epochs: str) -> None:
-    """Train one model in this process, and write what it took."""
+def time_one(folder: str, seed: str, output: str, name: str, epochs: str, arguments: str = "{}") -> None:
+    """Train one model in this process, and write what it took; `arguments` is JSON."""
     data, watch = data_module(Path(folder), int(seed), name), Watch()
-    model = fit(data, name, int(seed), int(epochs), watch, limit_val_batches=0)
+    model = fit(data, name, int(seed), int(epochs), watch, json.loads(arguments), limit_val_batches=0)
     result = {
         "seconds": watch.seconds,
+        "processor": watch.processor,
         "cells": watch.cells,
         "peak_mib": peak(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -141,7 +141,9 @@ class CellOT(TransportModel):
     start
         What is added to every map: ``identity``, nothing, as in the paper; ``mean_shift``, the mean change of the training
         conditions; ``additive``, for combinations the sum of their targets' changes, otherwise the mean single. The model is then
-        already the baseline before training, and learns what differs.
+        already the baseline before training, and learns what differs. ``measured``: each training condition's own mean
+        change, from which it learns the shape of the distribution alone, and what is additive for others: for filling in
+        distributions of conditions that were measured, not for unseen ones.
     keep_residual
         Keep what the axes cannot hold from the control cell; otherwise predict the decoded position, as the paper does, which
         loses the variance beyond the axes.

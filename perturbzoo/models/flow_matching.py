@@ -140,7 +140,9 @@ class FlowMatching(TransportModel):
         Options of that scVI model, as in :func:`perturbzoo.models.scvi_space.understand_options`; None for its defaults.
     start
         What is added to every map: ``identity``, nothing; ``mean_shift``, the mean change of the training conditions;
-        ``additive``, for combinations the sum of their targets' changes, otherwise the mean single.
+        ``additive``, for combinations the sum of their targets' changes, otherwise the mean single. ``measured``: each training condition's
+        own mean change, from which the model learns the shape of the distribution alone, and what is additive for others: for
+        filling in distributions of conditions that were measured, not for unseen ones.
     keep_residual
         Keep what the axes cannot hold from the control cell; otherwise predict the decoded position.
     coupling

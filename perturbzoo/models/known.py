@@ -135,6 +135,15 @@ class TrainingDeltas(nn.Module):
         """Shape ``(C,)``, bool: whether the perturbation was measured in training, in whatever context."""
         return torch.tensor([key in self._rows for key in self.keys(table)], dtype=torch.bool, device=self.value.device)
 
+    def own_weights(self, table: ConditionTable) -> Tensor:
+        """``(C, P)``: weights on the condition itself, in its context if measured there, else in all; 0 where it is new."""
+        weights = self.value.new_zeros(len(table), len(self))
+        for row, (key, context) in enumerate(zip(self.keys(table), table.context.tolist(), strict=True)):
+            if rows := self._rows.get(key, []):
+                same = [known for known in rows if self._context[known] == context] or rows
+                weights[row, same] = 1.0 / len(same)
+        return weights
+
     def residual_weights(self, table: ConditionTable) -> Tensor:
         """``(C, P)``: what a residual model starts from: the mean single for a single, the sum of singles for a combination.
 

@@ -34,7 +34,7 @@ from perturbzoo.models.targets import TargetVectors, prepare_targets
 from perturbzoo.perturbation import KINDS
 
 Space = Literal["pca", "genes", "scvi"]
-Start = Literal["identity", "mean_shift", "additive"]
+Start = Literal["identity", "mean_shift", "additive", "measured"]
 
 _DENSE = 512  # below this many cells or genes, all principal axes at once are cheaper than an iteration for the first few
 _MOST_CELLS = 200  # of each pair, in the distance of distributions that validation logs
@@ -320,8 +320,11 @@ class TransportModel(PerturbationModel):
             return self.context_centre.new_zeros(len(table), self.get_spec().n_genes)
         lone = (table.context < 0) | self._lone[table.context.clamp(min=0)]
         table = replace(table, context=torch.where(lone, -1, table.context))
-        additive = self.hparams["start"] == "additive"
-        weights = self.known.residual_weights(table) if additive else self.known.mean_weights(table)
+        sums = self.hparams["start"] in ("additive", "measured")
+        weights = self.known.residual_weights(table) if sums else self.known.mean_weights(table)
+        if self.hparams["start"] == "measured":
+            own = self.known.own_weights(table)
+            weights = torch.where(own.any(dim=1, keepdim=True), own, weights)
         acts = (self.known.acts(table) > 0)[:, None]
         return (weights * acts) @ self.known.value
 

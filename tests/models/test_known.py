@@ -131,3 +131,14 @@ def test_keys_do_not_depend_on_the_order(make_screen: Any, order: list[int]) -> 
     table = encode_conditions([parse_condition("A@2+B:activation+C")], [0], spec.targets, spec.default_kind)
     shuffled = ConditionTable(**{name: value[:, order] if value.ndim == 2 else value for name, value in vars(table).items()})
     assert TrainingDeltas.keys(shuffled) == TrainingDeltas.keys(table)
+
+
+def test_own_weights(make_screen: Any) -> None:
+    """Kind and dose tell conditions apart, the order of targets does not; a new condition has no weight."""
+    spec, _ = make_screen(TRAINED)
+    known = TrainingDeltas(spec)
+    asked = table_of(known, spec, ["B+A", "A:activation", "C@0.5", "C", "A:activation+B"])
+    check(
+        known.own_weights(asked),
+        [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
+    )

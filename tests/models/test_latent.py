@@ -94,6 +94,24 @@ def test_the_untrained_model_is_the_baseline(adata: Any, kind: Any) -> None:
     np.testing.assert_allclose(changes["additive"][1], np.tile(singles, (3, 1)), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_measured_conditions_start_from_their_own_change(adata: Any, kind: Any) -> None:
+    """A measured condition, single or not, is its own mean change before training; a new one starts as it does additively."""
+    data = module(adata, SPLIT, cells_per_condition=4)
+    changes = {}
+    for start in ("measured", "additive"):
+        model = fit(kind(**SMALL[kind], components=5, start=start), data, 0)
+        model.known.fit(data.training_pseudobulks())
+        changes[start] = model.predict(adata, ["G0", "G0+G1", "G4"], n_cells=3).layers["delta"].reshape(3, 3, -1)
+    bulks = data.training_pseudobulks()
+    measured = {str(condition): delta for condition, delta in zip(bulks.conditions, bulks.delta, strict=True)}
+    assert "G0" in measured
+    assert not {"G0+G1", "G4"} & measured.keys()
+    np.testing.assert_allclose(changes["measured"][0], np.tile(measured["G0"], (3, 1)), atol=1e-5)
+    np.testing.assert_allclose(changes["measured"][1:], changes["additive"][1:], atol=1e-5)
+    assert np.abs(changes["measured"][0] - changes["additive"][0]).max() > 0.01
+
+
 def test_a_context_with_one_pair_starts_from_the_others_too(make_adata: Callable[..., Any]) -> None:
     """Its mean would be its own change, with nothing left to learn for a new context, which gets the mean of all."""
     adata = make_adata(conditions=("G0",), contexts=("a", "b", "c"), cells_per_condition=8, n_controls=16, n_genes=6)
