@@ -26,11 +26,12 @@ from sklearn.metrics import average_precision_score
 
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.grn import GeneRegulatoryNetwork, ScreenEffects, infer_network, score_network
-from perturbzoo.grn.inference import ranked_edges
+from perturbzoo.grn.inference import RANKED_BY, ranked_edges
 from perturbzoo.grn.inference_methods import FROM_SINGLES
 
 # The rows of every table, in order. A name is one of `perturbzoo network --method`, or one of HEADS.
 METHODS = (
+    "grn_ode",
     "zscore",
     "zscore_direct",
     "total_effect",
@@ -59,9 +60,20 @@ def unspliced_pearson(reference: Reference, seed: int) -> GeneRegulatoryNetwork:
     return GeneRegulatoryNetwork(reference.effects.genes, regulator, target, weight, np.sign(weight), np.ones(len(weight)))
 
 
-# Methods that are not in the package's registry: name -> function of a Reference and a seed. A head that is trained on
-# cells or effects (GRNODE) goes here, and its name into METHODS.
-HEADS: dict[str, Callable[[Reference, int], GeneRegulatoryNetwork]] = {"unspliced_pearson": unspliced_pearson}
+def kinetics(reference: Reference, seed: int) -> GeneRegulatoryNetwork:
+    """Fit kinetics to levels, without repetitions; time series are not used."""
+    if reference.levels is None:
+        raise PerturbZooError("nobody was perturbed")
+    return infer_network(
+        reference.effects, "grn_ode", levels=reference.levels, regulators=reference.candidates, bootstraps=0, seed=seed
+    )
+
+
+# Methods that take more of a Reference than its effects: name -> function of it and a seed.
+HEADS: dict[str, Callable[[Reference, int], GeneRegulatoryNetwork]] = {
+    "unspliced_pearson": unspliced_pearson,
+    "grn_ode": kinetics,
+}
 LARGEST = {"dag": 150}  # matrix exponentials of more genes take minutes
 
 
@@ -88,7 +100,8 @@ def table(reference: Reference, methods: list[str], seed: int) -> pd.DataFrame:
             rows[method] = {}
             continue
         spent = time.perf_counter() - start
-        score = score_network(network, reference.truth, regulators=reference.candidates)
+        by = RANKED_BY.get(method, "weight")
+        score = score_network(network, reference.truth, regulators=reference.candidates, by=by)
         rows[method] = {
             "AUPRC": score.auprc,
             "x chance": score.auprc_ratio,

@@ -14,10 +14,12 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 
 from perturbzoo.grn import GeneRegulatoryNetwork, Interventions, RegulatoryDynamics, ScreenEffects, integrate
 from perturbzoo.grn.effects import TimeSeries
-from perturbzoo.perturbation import Condition, Intervention
+from perturbzoo.grn.levels import Levels
+from perturbzoo.perturbation import Condition, Intervention, parse_condition
 from perturbzoo.simulate import simulate_screen
 from perturbzoo.simulate.networks import random_network
 
@@ -42,6 +44,8 @@ class Reference:
         Shape ``(K, G)``: production of each gene in the conditions of `effects` as far as unspliced RNA shows it; or None.
     note
         What the reader should know.
+    levels
+        The same on the linear scale, for kinetics; None where nobody was perturbed.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Reference:
     response: np.ndarray | None = None
     note: str = ""
     halves: list[ScreenEffects] = field(default_factory=list)
+    levels: Levels | None = None
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -102,7 +107,8 @@ def dream4(network: int, data: str = "interventions") -> Reference:
         series=TimeSeries(times, series - control, undisturbed_from=times[len(times) // 2]),
     )
     note = f"no signs: those of the file agree with {agrees.sum()} of the {len(agrees)} edges whose knockout moves the target by .15"
-    return Reference(f"DREAM4 net {network}", effects, unsigned, tuple(DREAM4), note=note)
+    levels = _bulk_levels(tuple(DREAM4), np.concatenate([out, down]), control, noise)
+    return Reference(f"DREAM4 net {network}", effects, unsigned, tuple(DREAM4), note=note, levels=levels)
 
 
 def dream4_like(number: int, kinetics: Literal["hill", "multiplicative"] = "hill") -> Reference:
@@ -157,7 +163,27 @@ def dream4_like(number: int, kinetics: Literal["hill", "multiplicative"] = "hill
         np.tile(1.4826 * np.median(np.abs(still - control), axis=0), (2 * count, 1)),
         series=TimeSeries(times, courses - control, undisturbed_from=500.0),
     )
-    return Reference(f"as DREAM4, {kinetics} network {number}", effects, truth, truth.genes)
+    noise = 1.4826 * np.median(np.abs(still - control), axis=0)
+    levels_seen = _bulk_levels(truth.genes, np.concatenate([out, down]), control, noise)
+    return Reference(f"as DREAM4, {kinetics} network {number}", effects, truth, truth.genes, levels=levels_seen)
+
+
+def _bulk_levels(genes: tuple[str, ...], level: np.ndarray, control: np.ndarray, noise: np.ndarray) -> Levels:
+    """Knockouts, then knockdowns by half, in these data both of production; noise adds to a level, whatever its size."""
+    conditions = [Condition([Intervention(gene, kind="interference", dose=dose)]) for dose in (1.0, 0.5) for gene in genes]
+    # where little is left the noise is as large as the level
+    error = noise / np.maximum(level, noise)
+    base = np.maximum(control, 1e-3)
+    return Levels(
+        genes,
+        tuple(conditions),
+        np.zeros(len(conditions), dtype=np.int64),
+        np.maximum(level, 0.5 * noise),
+        base[None],
+        error.clip(0.02),
+        (noise / base / 10)[None].clip(0.005),
+        "interference",
+    )
 
 
 def own_screen(seed: int, cells_per_condition: int) -> Reference:
@@ -165,9 +191,9 @@ def own_screen(seed: int, cells_per_condition: int) -> Reference:
     cells = simulate_screen(n_genes=50, cells_per_condition=cells_per_condition, seed=seed)
     genes = tuple(cells.var_names)
     truth = GeneRegulatoryNetwork.from_edges(cells.uns["network"], genes)
-    effects, halves = _from_cells(cells, "interference", seed)
+    effects, halves, levels = _from_cells(cells, "interference", seed)
     name = f"own screen, seed {seed}, {cells_per_condition} cells for each condition"
-    return Reference(name, effects, truth, genes, cells, halves=halves)
+    return Reference(name, effects, truth, genes, cells, halves=halves, levels=levels)
 
 
 def gsd() -> Reference:
@@ -218,8 +244,8 @@ def phoenix(cells_per_condition: int = 50, seed: int = 0) -> Reference:
         edges, sorted(genes), self_loops="drop", duplicates="strongest", contradictory="drop"
     )
     cells = simulate_screen(truth, conditions=truth.regulators, cells_per_condition=cells_per_condition, seed=seed)
-    effects, halves = _from_cells(cells, "interference", seed)
-    return Reference("PHOENIX G350, re-simulated", effects, truth, cells=cells, halves=halves)
+    effects, halves, levels = _from_cells(cells, "interference", seed)
+    return Reference("PHOENIX G350, re-simulated", effects, truth, cells=cells, halves=halves, levels=levels)
 
 
 def dixit(known: str = "trrust", seed: int = 0) -> Reference:
@@ -239,9 +265,11 @@ def dixit(known: str = "trrust", seed: int = 0) -> Reference:
         duplicates="strongest",
         contradictory="unknown",
     )
-    effects, halves = _from_cells(cells, "knockout", seed, normalised=False)
+    effects, halves, levels = _from_cells(cells, "knockout", seed, normalised=False)
     perturbed = tuple(sorted({str(condition) for condition in effects.conditions}))
-    return Reference(f"Dixit, edges of {known}", effects, truth, perturbed, cells, note="no truth: literature", halves=halves)
+    return Reference(
+        f"Dixit, edges of {known}", effects, truth, perturbed, cells, note="no truth: literature", halves=halves, levels=levels
+    )
 
 
 def _each_cell(cells: anndata.AnnData, values: np.ndarray) -> ScreenEffects:
@@ -251,12 +279,14 @@ def _each_cell(cells: anndata.AnnData, values: np.ndarray) -> ScreenEffects:
 
 def _from_cells(
     cells: anndata.AnnData, kind: str, seed: int, normalised: bool = True
-) -> tuple[ScreenEffects, list[ScreenEffects]]:
-    """Effects of all cells, and of two random halves of them."""
+) -> tuple[ScreenEffects, list[ScreenEffects], Levels]:
+    """Effects of all cells, and of two random halves of them; levels of all."""
     values = _dense(cells.X)
+    unit = 1.0
     if normalised:
         total = values.sum(1, keepdims=True)
         values = values / total * np.median(total)
+        unit = float((np.median(total) / total).mean())
     values = np.log1p(values)
     labels = cells.obs["perturbation"].astype("category").cat
     codes, conditions = labels.codes.to_numpy(), list(map(str, labels.categories))
@@ -269,7 +299,20 @@ def _from_cells(
         ScreenEffects.from_cells(values[rows], list(cells.var_names), conditions, codes[rows], default_kind=kind)
         for rows in (np.ones(len(codes), dtype=bool), half, ~half)
     ]
-    return parts[0], parts[1:]
+    named = [parse_condition(name) for name in conditions]
+    used = [code for code, condition in enumerate(named) if not condition.is_control]
+    (control,) = (code for code, condition in enumerate(named) if condition.is_control)
+    levels = Levels.from_cells(
+        sparse.csr_matrix(values),
+        list(cells.var_names),
+        [named[code] for code in used],
+        np.zeros(len(used), dtype=np.int64),
+        [np.flatnonzero(codes == code) for code in used],
+        [np.flatnonzero(codes == control)],
+        unit=unit,
+        default_kind=kind,
+    )
+    return parts[0], parts[1:], levels
 
 
 def _dense(values: object) -> np.ndarray:
