@@ -78,7 +78,7 @@ def test_prior_regulators_and_report(
     assert found <= set(map(tuple, truth.edges[["regulator", "target"]].to_numpy()))
     out = capsys.readouterr().out
     assert "genes        12 measured: 12 perturbed alone, 0 not" in out
-    assert f"prior        {len(truth)} edges between measured genes, {len(found)} of them found" in out
+    assert f"prior        {len(truth)} edges between genes of the network, {len(found)} of them found" in out
     assert "rest on the prior alone" in out
     assert "kind 'interference'" in out
 
