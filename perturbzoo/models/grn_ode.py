@@ -54,16 +54,14 @@ from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.models import find_model
 from perturbzoo.models.backbone import mean_delta, read_or_train
 from perturbzoo.models.base import ConditionDeltaModel, PerturbationModel
-from perturbzoo.models.likelihood import expected_log1p
 from perturbzoo.models.network_answers import NetworkAnswers
-from perturbzoo.models.network_data import extrinsic_noise, joined, predicted_levels, training_levels
+from perturbzoo.models.network_data import LevelSpace, extrinsic_noise, joined, predicted_levels, training_levels
 from perturbzoo.perturbation import Condition, Intervention
 
 TAUS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-LARGEST_CHANGE = 6.0  # natural log: no prediction is read as more
 
 
-class GRNODE(NetworkAnswers, ConditionDeltaModel):
+class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
     """A network's kinetics, alone or around another model.
 
     Parameters
@@ -100,8 +98,6 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
     """
 
     tau: Tensor
-    control: Tensor
-    dispersion: Tensor
 
     def __init__(
         self,
@@ -326,24 +322,6 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
 
     # ------------------------------------------------------------------ predicting
 
-    def expected(self, change: Tensor, context: Tensor) -> Tensor:
-        """From log levels to the zoo's space: ``(C, G)`` natural log in, expected change of log1p-normalised counts out."""
-        control = self.control[context.clamp(min=0)]
-        unit = self.dispersion.new_full((len(control),), self.unit)
-        theta = 1 / self.dispersion
-        with torch.no_grad():
-            rest = expected_log1p(control / self.unit, theta, unit)
-            return expected_log1p(control * torch.exp(change) / self.unit, theta, unit) - rest
-
-    def log_change(self, delta: Tensor, context: Tensor) -> Tensor:
-        """The inverse of :meth:`expected`, by bisection; no change is taken for more than e⁶-fold."""
-        low, high = torch.full_like(delta, -LARGEST_CHANGE), torch.full_like(delta, LARGEST_CHANGE)
-        for _ in range(24):
-            middle = (low + high) / 2
-            below = self.expected(middle, context) < delta
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
-
     def network_change(self, table: ConditionTable) -> tuple[Tensor, Tensor | None]:
         """Log change of levels by the network alone, ``(C, G)``, and its variance between members."""
         found = [
@@ -369,11 +347,6 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
             found = mean_delta(self.backbone, table, context_control)
         self.backbone.train(training)
         return found
-
-    def expression_of(self, level: Tensor, size: Tensor) -> Tensor:
-        """Expected log1p-normalised counts at levels ``(B, G)`` in cells whose normalised count is ``1 / size`` counts, ``(B,)``."""
-        level, size = level.float(), size.float()
-        return expected_log1p(level * size[:, None], 1 / self.dispersion, 1 / size)
 
     def _projected(self, network: FittedNetwork, table: ConditionTable, change: Tensor, context: Tensor) -> Tensor:
         """Log changes ``(C, G)`` moved towards the network."""
