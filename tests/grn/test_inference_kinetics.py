@@ -158,7 +158,7 @@ def test_seed_and_repetitions(screen):
 
 
 def test_mean_of_fits_by_hand():
-    """Weights are averaged; a probability is the mean over fits of that of the mean's sign."""
+    """Posterior mean weights are averaged; a probability is the mean over fits of that of the mean's sign."""
     levels = Levels(
         ("A", "B"), ("A",), np.zeros(1, int), np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 2)), "interference"
     )
@@ -166,22 +166,29 @@ def test_mean_of_fits_by_hand():
     fits = [FittedNetwork(candidates, 2, levels.control, [], "interference") for _ in range(2)]
     into = {target: number for number, target in enumerate(candidates.target.tolist())}
     for fitted, weights, chances in zip(fits, ((1.0, 0.0), (-0.5, 0.0)), ((0.9, 0.0), (0.4, 0.0)), strict=True):
-        with torch.no_grad():
-            fitted.dynamics.weight[[into[1], into[0]]] = torch.tensor(weights)
-            fitted.probability[[into[1], into[0]]] = torch.tensor(chances)
+        fitted.estimate[[into[1], into[0]]] = torch.tensor(weights)
+        fitted.probability[[into[1], into[0]]] = torch.tensor(chances)
     network = mean_network(fits)
     assert network.edges[["regulator", "target"]].to_numpy().tolist() == [["A", "B"]]
     assert network.weight[0] == pytest.approx(0.25)
     assert network.probability[0] == pytest.approx(0.9 / 2)
 
 
-def test_probability_of_one_fit_is_that_of_the_sign_of_a_normal_variable(screen):
-    """2 Φ(z) - 1, z the weight in units of its standard error; what is not worth half of one is no edge."""
+def test_probability_is_the_posterior_of_a_spike_and_a_slab(screen):
+    """Without data an edge is as probable as before; with data by the odds of its weight under N(0, σ² + 1/I) and N(0, 1/I)."""
     from scipy.stats import norm
+
+    from perturbzoo.grn.fitting import WEIGHT_SCALE
 
     _, levels = screen
     fitted = fit_network(levels, candidate_network(levels, levels.genes, None), SHORT)
-    z = (fitted.dynamics.weight.abs() * fitted.information.sqrt()).numpy()
-    np.testing.assert_allclose(fitted.probability.numpy()[z > 0], (2 * norm.cdf(z) - 1)[z > 0], atol=1e-5)
-    assert (z[z > 0] > 0.5).all()
-    assert not fitted.probability.numpy()[z == 0].any()
+    chance, information = fitted.probability.double().numpy(), fitted.information.double().numpy()
+    np.testing.assert_array_less(chance, 1 + 1e-9)
+    # the weight that the likelihood alone would have, from the posterior: the odds are even in it, and grow with its magnitude
+    prior = 2 / 16
+    least = prior / (1 - prior) * norm.pdf(0, scale=np.sqrt(WEIGHT_SCALE**2 + 1 / information)) * np.sqrt(information)
+    least /= norm.pdf(0)
+    assert (chance / (1 - chance).clip(1e-12) >= least * (1 - 1e-3)).all()
+    kept = fitted.dynamics.weight.numpy() != 0
+    np.testing.assert_allclose(fitted.estimate.numpy()[kept], (chance * fitted.dynamics.weight.numpy())[kept], rtol=1e-5)
+    assert chance[kept].mean() > chance[~kept].mean()
