@@ -176,19 +176,16 @@ def test_mean_of_fits_by_hand():
 
 def test_probability_is_the_posterior_of_a_spike_and_a_slab(screen):
     """Without data an edge is as probable as before; with data by the odds of its weight under N(0, σ² + 1/I) and N(0, 1/I)."""
-    from scipy.stats import norm
-
     from perturbzoo.grn.fitting import WEIGHT_SCALE
 
     _, levels = screen
     fitted = fit_network(levels, candidate_network(levels, levels.genes, None), SHORT)
     chance, information = fitted.probability.double().numpy(), fitted.information.double().numpy()
     np.testing.assert_array_less(chance, 1 + 1e-9)
-    # the weight that the likelihood alone would have, from the posterior: the odds are even in it, and grow with its magnitude
+    # at a weight of 0, where the evidence is least, the ratio of the two densities is 1 / sqrt(1 + σ² I)
     prior = 2 / 16
-    least = prior / (1 - prior) * norm.pdf(0, scale=np.sqrt(WEIGHT_SCALE**2 + 1 / information)) * np.sqrt(information)
-    least /= norm.pdf(0)
-    assert (chance / (1 - chance).clip(1e-12) >= least * (1 - 1e-3)).all()
+    least = prior / (1 - prior) / np.sqrt(1 + WEIGHT_SCALE**2 * information)
+    assert (chance >= least / (1 + least) * (1 - 1e-3)).all()
     kept = fitted.dynamics.weight.numpy() != 0
     np.testing.assert_allclose(fitted.estimate.numpy()[kept], (chance * fitted.dynamics.weight.numpy())[kept], rtol=1e-5)
     assert chance[kept].mean() > chance[~kept].mean()
