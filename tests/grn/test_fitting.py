@@ -22,7 +22,7 @@ from perturbzoo.perturbation import Condition, parse_condition
 EDGES = pd.DataFrame({"regulator": ["A", "B", "C"], "target": ["B", "C", "A"], "weight": [-2.0, 1.5, 1.0]})
 GENES = ("A", "B", "C")
 REFERENCE = np.array([1.0, 2.0, 0.5])
-QUICK = FitOptions(penalty=0.02, residual_steps=150, fixed_point_steps=100, lr=0.06, stability=0.0)
+QUICK = FitOptions(penalty=0.02, residual_steps=100, fixed_point_steps=60, lr=0.1, stability=0.0)
 ALL = ("A", "B", "C", "A@0.5", "B@0.5", "C@0.5", "A+B", "B+C", "A+C")
 
 
@@ -257,7 +257,7 @@ def test_penalty_leaves_fewer_and_smaller_edges():
 
 
 def test_gates_close_what_is_absent():
-    fitted = fit(screen(), replace(QUICK, sparsity="gates", fixed_point_steps=150, residual_steps=250))
+    fitted = fit(screen(), replace(QUICK, sparsity="gates", fixed_point_steps=100, residual_steps=200))
     present = truth() != 0
     found = weights(fitted)
     np.testing.assert_array_equal(np.sign(found[present]), np.sign(truth()[present]))
