@@ -38,7 +38,7 @@ from torch.nn.functional import softplus
 from torch.nn.utils import parametrize
 
 from perturbzoo.errors import PerturbZooError
-from perturbzoo.grn.dynamics import Kinetics
+from perturbzoo.grn.dynamics import KINETICS, Kinetics
 from perturbzoo.grn.fitted import ABSENT, FAR, NO_DECAY, USUAL_STRENGTH, FittedNetwork
 from perturbzoo.grn.gates import Gates
 from perturbzoo.grn.interventions import Interventions
@@ -89,6 +89,7 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         for holds, complaint in (
+            (self.kinetics in KINETICS, f"kinetics='{self.kinetics}' is not one of {', '.join(KINETICS)}"),
             (self.penalty >= 0, f"penalty={self.penalty:g} must not be negative"),
             (0 <= self.prior_strength <= 1, f"prior_strength={self.prior_strength:g} lies outside [0, 1]"),
             (self.sparsity in ("l1", "gates"), f"sparsity='{self.sparsity}' is neither 'l1' nor 'gates'"),

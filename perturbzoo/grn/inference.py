@@ -245,13 +245,13 @@ class Identifiability:
         For each gene that was perturbed alone, the magnitude of its own change / standard error in its own conditions; infinite
         where no error is known. The genes outside its index were not perturbed alone.
     unmeasured
-        Targets that are not measured: they can have no edge.
+        Targets that are not measured: only ``grn_ode`` gives them edges.
     condition_number
         Of the responses of the perturbed genes to each other: by how much an inversion may amplify noise. NaN without any.
     edges, unperturbed_edges
         Number of edges, and of those from regulators that nobody perturbed alone: nothing but correlation supports them.
     prior_edges, prior_found, prior_only
-        Number of edges of the prior between measured genes; how many of those the network has; and how many of these rest
+        Number of edges of the prior between genes of the network; how many of those the network has; and how many of these rest
         on the prior alone: their regulator was not perturbed, or its own change is below twice its error, so that the data
         do not tell it from other regulators. None without a prior.
     """
@@ -283,7 +283,7 @@ class Identifiability:
         )
         if self.prior_edges is not None:
             lines.append(
-                f"prior        {self.prior_edges:,} edges between measured genes, {self.prior_found:,} of them found; "
+                f"prior        {self.prior_edges:,} edges between genes of the network, {self.prior_found:,} of them found; "
                 f"{self.prior_only:,} rest on the prior alone (regulator not perturbed, or its own change below {WEAK:g} errors)"
             )
         return "\n".join(lines)
@@ -306,10 +306,15 @@ def identifiability_report(
     own, noise = np.abs(response[perturbed, column]), error[perturbed, column]
     ratio = np.divide(own, noise, out=np.where(own > 0, np.inf, 0.0), where=noise > 0)
     names = np.array(effects.genes, dtype=object)
-    alone = set(names[perturbed])
-    strong = set(names[perturbed[ratio >= WEAK]])
+    outside = set(effects.unmeasured)
+    # what is not measured has no change of its own, but that of others in its conditions is no mere correlation
+    alone = {
+        *names[perturbed],
+        *(target for one in effects.conditions if len(one) == 1 for target in one.targets if target in outside),
+    }
+    strong = {*names[perturbed[ratio >= WEAK]], *(alone & outside)}
     edges = network.edges
-    listed = None if prior is None else placed_prior(prior, effects.genes).edges
+    listed = None if prior is None else placed_prior(prior, effects.genes, network.genes[len(effects.genes) :]).edges
     found = None if listed is None else edges.merge(listed[["regulator", "target"]], on=["regulator", "target"])
     return Identifiability(
         genes=effects.genes,

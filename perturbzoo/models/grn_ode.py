@@ -33,7 +33,7 @@ Ask a fitted model what it has learned with :mod:`perturbzoo.models.network_answ
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -49,22 +49,19 @@ from perturbzoo.grn.consistency import project
 from perturbzoo.grn.fitted import FittedNetwork
 from perturbzoo.grn.fitting import FitOptions, fit_network
 from perturbzoo.grn.inference import read_prior
-from perturbzoo.grn.interventions import Interventions
 from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.models import find_model
 from perturbzoo.models.backbone import mean_delta, read_or_train
 from perturbzoo.models.base import ConditionDeltaModel, PerturbationModel
-from perturbzoo.models.likelihood import expected_log1p
 from perturbzoo.models.network_answers import NetworkAnswers
-from perturbzoo.models.network_data import extrinsic_noise, joined, predicted_levels, training_levels
+from perturbzoo.models.network_data import LevelSpace, extrinsic_noise, joined, predicted_levels, training_levels
 from perturbzoo.perturbation import Condition, Intervention
 
 TAUS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-LARGEST_CHANGE = 6.0  # natural log: no prediction is read as more
 
 
-class GRNODE(NetworkAnswers, ConditionDeltaModel):
+class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
     """A network's kinetics, alone or around another model.
 
     Parameters
@@ -101,8 +98,6 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
     """
 
     tau: Tensor
-    control: Tensor
-    dispersion: Tensor
 
     def __init__(
         self,
@@ -141,8 +136,8 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
                 raise PerturbZooError(f"GRNODE: {complaint}")
         self.save_hyperparameters()
         self.automatic_optimization = False  # the network is fitted when fit starts; a joint backbone takes its own steps
-        # a projection needs the derivative of the kinetics
-        self.differentiates_in_forward = backbone is not None  # type: ignore[misc]
+        # a steady state knows that what ends is over; a backbone's prediction may not
+        self.handles_time = backbone is None  # type: ignore[misc]
         self._options()  # wrong options are refused now
         # a module here would go into the checkpoint beside the backbone
         self._backbone_weights: dict[str, Any] | None = None
@@ -327,24 +322,6 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
 
     # ------------------------------------------------------------------ predicting
 
-    def expected(self, change: Tensor, context: Tensor) -> Tensor:
-        """From log levels to the zoo's space: ``(C, G)`` natural log in, expected change of log1p-normalised counts out."""
-        control = self.control[context.clamp(min=0)]
-        unit = self.dispersion.new_full((len(control),), self.unit)
-        theta = 1 / self.dispersion
-        with torch.no_grad():
-            rest = expected_log1p(control / self.unit, theta, unit)
-            return expected_log1p(control * torch.exp(change) / self.unit, theta, unit) - rest
-
-    def log_change(self, delta: Tensor, context: Tensor) -> Tensor:
-        """The inverse of :meth:`expected`, by bisection; no change is taken for more than e⁶-fold."""
-        low, high = torch.full_like(delta, -LARGEST_CHANGE), torch.full_like(delta, LARGEST_CHANGE)
-        for _ in range(24):
-            middle = (low + high) / 2
-            below = self.expected(middle, context) < delta
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
-
     def network_change(self, table: ConditionTable) -> tuple[Tensor, Tensor | None]:
         """Log change of levels by the network alone, ``(C, G)``, and its variance between members."""
         found = [
@@ -371,37 +348,42 @@ class GRNODE(NetworkAnswers, ConditionDeltaModel):
         self.backbone.train(training)
         return found
 
-    def expression_of(self, level: Tensor, size: Tensor) -> Tensor:
-        """Expected log1p-normalised counts at levels ``(B, G)`` in cells whose normalised count is ``1 / size`` counts, ``(B,)``."""
-        level, size = level.float(), size.float()
-        return expected_log1p(level * size[:, None], 1 / self.dispersion, 1 / size)
-
-    def _projected(self, network: FittedNetwork, acts: Interventions, change: Tensor, context: Tensor) -> Tensor:
+    def _projected(self, network: FittedNetwork, table: ConditionTable, change: Tensor, context: Tensor) -> Tensor:
         """Log changes ``(C, G)`` moved towards the network."""
-        reference = network.dynamics.control_level[context]
-        # a node that is not measured is where the network has it
-        level = torch.zeros_like(reference) if change.shape == reference.shape else network.settled(acts, context)
-        level[:, : network.measured] = change
-        moved = project(network.pruned(), torch.exp(level) * reference, acts, context, tau=float(self.tau)).to(reference.device)
-        least = 1e-3 * reference.double()
-        return torch.log((moved + least) / (reference + least)).float()[:, : network.measured]
+        # a projection differentiates the kinetics, which tensors made in inference mode have no part in; their copies have
+        with torch.inference_mode(False), torch.no_grad():
+            table = ConditionTable(**{item.name: getattr(table, item.name).clone() for item in fields(table)})
+            change, context = change.clone(), context.clone()
+            acts = network.interventions(network.encode_table(table, self.target_names))
+            reference = network.dynamics.control_level[context]
+            # a node that is not measured is where the network has it
+            level = torch.zeros_like(reference) if change.shape == reference.shape else network.settled(acts, context)
+            level[:, : network.measured] = change
+            moved = project(network.pruned(), torch.exp(level) * reference, acts, context, tau=float(self.tau)).to(
+                change.device
+            )
+            least = 1e-3 * reference.double()
+            return torch.log((moved + least) / (reference + least)).float()[:, : network.measured]
 
     def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
         context = table.context.clamp(min=0)
         if self.backbone is None:
             change, spread = self.network_change(table)
-            slope = (self.expected(change + 0.01, context) - self.expected(change - 0.01, context)) / 0.02
-            return self.expected(change, context), None if spread is None else spread * slope**2 + 1e-8
-        delta, variance = self._backbone_delta(table, context_control), None
+            return self.expected(change, context), self._variance(change, spread, context)
+        delta = self._backbone_delta(table, context_control)
+        # in the backbone nothing ever ends
+        table = replace(table, onset=torch.zeros_like(table.onset), offset=torch.full_like(table.offset, torch.inf))
         if float(self.tau) > 0:
-            network = self.members()[0]
             change = self.log_change(delta, context)
-            acts = network.interventions(network.encode_table(table, self.target_names))
-            moved = self._projected(network, acts, change, context)
+            moved = self._projected(self.members()[0], table, change, context)
             delta = delta + self.expected(moved, context) - self.expected(change, context)
-        if self.hparams["members"] > 1:
-            change, spread = self.network_change(table)
-            assert spread is not None
-            slope = (self.expected(change + 0.01, context) - self.expected(change - 0.01, context)) / 0.02
-            variance = spread * slope**2 + 1e-8
-        return delta, variance
+        if self.hparams["members"] == 1:
+            return delta, None
+        return delta, self._variance(*self.network_change(table), context)
+
+    def _variance(self, change: Tensor, spread: Tensor | None, context: Tensor) -> Tensor | None:
+        """From the variance of log levels to that of the predicted change, both ``(C, G)``."""
+        if spread is None:
+            return None
+        slope = (self.expected(change + 0.01, context) - self.expected(change - 0.01, context)) / 0.02
+        return spread * slope**2 + 1e-8

@@ -1,4 +1,4 @@
-"""A data module's cells as the network behind GRNODE sees them: levels, predicted levels beside them, and what cells share."""
+"""Data as the network behind GRNODE sees them: levels for means of log1p, predicted ones beside them, and what cells share."""
 
 from __future__ import annotations
 
@@ -13,9 +13,45 @@ from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.errors import PerturbZooWarning
 from perturbzoo.grn.counterfactual import fit_extrinsic_noise
 from perturbzoo.grn.levels import Levels
+from perturbzoo.models.likelihood import expected_log1p
 from perturbzoo.perturbation import Condition
 
 MIN_CELLS, MAX_GENES = 50, 5000  # for what cells share: cells to see it in, genes whose covariance fits in memory
+LARGEST_CHANGE = 6.0  # natural log: no prediction is read as more
+
+
+class LevelSpace:
+    """Mixed into GRNODE: between log levels and the zoo's log1p-normalised expression.
+
+    Needs `control` ``(K, G)``, `dispersion` ``(G,)`` and `unit`, normalised counts per count.
+    """
+
+    control: Tensor
+    dispersion: Tensor
+    unit: float
+
+    def expected(self, change: Tensor, context: Tensor) -> Tensor:
+        """From log levels to the zoo's space: ``(C, G)`` natural log in, expected change of log1p-normalised counts out."""
+        control = self.control[context.clamp(min=0)]
+        unit = self.dispersion.new_full((len(control),), self.unit)
+        theta = 1 / self.dispersion
+        with torch.no_grad():
+            rest = expected_log1p(control / self.unit, theta, unit)
+            return expected_log1p(control * torch.exp(change) / self.unit, theta, unit) - rest
+
+    def log_change(self, delta: Tensor, context: Tensor) -> Tensor:
+        """The inverse of :meth:`expected`, by bisection; no change is taken for more than e⁶-fold."""
+        low, high = torch.full_like(delta, -LARGEST_CHANGE), torch.full_like(delta, LARGEST_CHANGE)
+        for _ in range(24):
+            middle = (low + high) / 2
+            below = self.expected(middle, context) < delta
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+    def expression_of(self, level: Tensor, size: Tensor) -> Tensor:
+        """Expected log1p-normalised counts at levels ``(B, G)`` in cells whose normalised count is ``1 / size`` counts, ``(B,)``."""
+        level, size = level.float(), size.float()
+        return expected_log1p(level * size[:, None], 1 / self.dispersion, 1 / size)
 
 
 def training_levels(data: PerturbSeqDataModule) -> Levels:

@@ -78,9 +78,23 @@ def test_prior_regulators_and_report(
     assert found <= set(map(tuple, truth.edges[["regulator", "target"]].to_numpy()))
     out = capsys.readouterr().out
     assert "genes        12 measured: 12 perturbed alone, 0 not" in out
-    assert f"prior        {len(truth)} edges between measured genes, {len(found)} of them found" in out
+    assert f"prior        {len(truth)} edges between genes of the network, {len(found)} of them found" in out
     assert "rest on the prior alone" in out
     assert "kind 'interference'" in out
+
+
+def test_kinetics_take_a_prior_and_say_what_rests_on_it(
+    file: Path, truth: GeneRegulatoryNetwork, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth.write(tmp_path / "prior.csv")
+    arguments = ["--data", str(file), "--method", "grn_ode", "--bootstraps", "0", "--kind", "interference"]
+    scores = []
+    for number, prior in enumerate(([], ["--prior", str(tmp_path / "prior.csv")])):
+        output = tmp_path / f"edges{number}.csv"
+        main(["network", *arguments, *prior, "--output", str(output)])
+        scores.append(score_network(GeneRegulatoryNetwork.read(output, list(truth.genes)), truth).auprc)
+    assert scores[1] > scores[0], "the truth as a prior cannot but help"
+    assert f"prior        {len(truth)} edges between genes of the network" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

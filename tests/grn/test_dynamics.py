@@ -12,6 +12,7 @@ from scipy.linalg import expm
 
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.grn import GeneRegulatoryNetwork, Interventions, RegulatoryDynamics, integrate, steady_state
+from perturbzoo.grn.dynamics import _EdgeSum
 from perturbzoo.perturbation import parse_condition
 
 EDGES = pd.DataFrame({"regulator": ["A", "C", "B", "A"], "target": ["B", "B", "A", "C"], "weight": [1.5, -2.0, -0.8, 0.7]})
@@ -227,6 +228,98 @@ def test_float32_follows_float64():
         found.append(integrate(dynamics.bind(acts), dynamics.control_state, [0.0, 3.0, 6.0]).double())
         assert steady_state(dynamics.bind(acts), dynamics.control_state).dtype == dtype
     torch.testing.assert_close(found[0], found[1], rtol=2e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- anchored
+
+
+@pytest.mark.parametrize("kinetics", KINETICS)
+@pytest.mark.parametrize("layers", [{}, {"splicing": True, "protein": True}])
+def test_anchored_kinetics_rest_at_the_reference_whatever_the_weights(kinetics, layers):
+    """In every context, with any weights, thresholds and basal levels."""
+    dynamics = make(kinetics=kinetics, anchored=True, decay=0.4, **layers)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in dynamics.named_parameters():
+            if name in ("weight", "bias", "raw_half", "raw_power"):
+                parameter += 2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    change = dynamics(torch.tensor(0.0), dynamics.control_state, context=torch.tensor([0, 1]))
+    torch.testing.assert_close(change, torch.zeros_like(change), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kinetics", ["additive", "hill"])
+def test_anchored_bias_and_production_in_closed_form(kinetics):
+    """b' = b - sum W φ(m) is what the equations have, f(m) = σ(b), and so v = γ m / σ(b)."""
+    dynamics = make(kinetics=kinetics, anchored=True, decay=0.7)
+    with torch.no_grad():
+        dynamics.bias += torch.tensor([[0.5, -1.0, 0.0, 2.0], [0.0, 1.0, -0.3, 0.0]], dtype=torch.float64)
+    bias, absolute = dynamics.bias.detach().numpy(), dynamics.absolute_bias.detach().numpy()
+    for context, level in enumerate(REFERENCE):
+        for gene in range(4):
+            drive = 0.0
+            for edge in EDGES[EDGES.target == "ABCD"[gene]].itertuples():
+                j = "ABCD".index(edge.regulator)
+                hill = level[j] ** 2 / (level[j] ** 2 + MEAN[j] ** 2)
+                drive += edge.weight * (hill if kinetics == "hill" else math.log((level[j] / MEAN[j] + 0.05) / 1.05))
+            assert absolute[context, gene] == pytest.approx(bias[context, gene] - drive, abs=1e-9)
+    expected = 0.7 * REFERENCE * (1 + np.exp(-bias))
+    np.testing.assert_allclose(dynamics.production.detach().numpy(), expected, rtol=1e-9)
+    # and the formulas with these are the derivative
+    state = np.random.default_rng(1).lognormal(0, 1, 4)
+    got = dynamics(torch.tensor(0.0), torch.from_numpy(state[None]), context=torch.tensor([1])).detach().numpy()[0]
+    f = regulation(kinetics, state, absolute[1], np.ones(4))
+    np.testing.assert_allclose(got, expected[1] * f - 0.7 * state, rtol=1e-9)
+
+
+def test_anchored_kinetics_start_as_those_that_are_not():
+    state = torch.from_numpy(np.random.default_rng(2).lognormal(0, 1, (2, 4)))
+    for kinetics in KINETICS:
+        free, anchored = (make(kinetics=kinetics, anchored=fixed) for fixed in (False, True))
+        found = [one(torch.tensor(0.0), state, context=torch.tensor([0, 1])) for one in (free, anchored)]
+        torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------- the sum over edges
+
+
+def edge_sum(dynamics: RegulatoryDynamics, signal: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    forth = (dynamics.target, dynamics.source, dynamics.row_start)
+    back = (dynamics.source, dynamics.target, dynamics.source_start)
+    return _EdgeSum.apply(signal, weight, forth, back, dynamics.by_source)
+
+
+def test_sum_over_edges_is_the_dense_product_with_its_gradients():
+    dynamics = RegulatoryDynamics(random_network(12, 40), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    signal = torch.randn(5, len(dynamics.regulators), generator=generator, dtype=torch.float64, requires_grad=True)
+    side = torch.randn(5, 12, generator=generator, dtype=torch.float64)
+    dense = dynamics.weights()[:, dynamics.regulators]
+    found, expected = edge_sum(dynamics, signal, dynamics.weight), signal @ dense.T
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        torch.autograd.grad((found * side).sum(), (signal, dynamics.weight)),
+        torch.autograd.grad((expected * side).sum(), (signal, dynamics.weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_sum_over_edges_can_be_differentiated_twice(monkeypatch):
+    # few values at a time, so that the edges come in several parts
+    monkeypatch.setattr("perturbzoo.grn.dynamics.EDGE_VALUES", 8)
+    dynamics = RegulatoryDynamics(random_network(5, 9), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    signal = torch.randn(3, len(dynamics.regulators), generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = dynamics.weight.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda *given: edge_sum(dynamics, *given), (signal, weight))
+    assert torch.autograd.gradgradcheck(lambda *given: edge_sum(dynamics, *given), (signal, weight))
+
+
+def test_sum_over_no_edges_is_nothing():
+    network = GeneRegulatoryNetwork.from_edges(EDGES.iloc[:0].astype({"weight": float}), list("ABCD"))
+    dynamics = make(network, anchored=True)
+    assert not dynamics._drive(torch.ones(3, 4, dtype=torch.float64)).any()
+    torch.testing.assert_close(dynamics.absolute_bias, dynamics.bias)
 
 
 @pytest.mark.parametrize(
