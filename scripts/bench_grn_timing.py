@@ -15,8 +15,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from perturbzoo.grn import GeneRegulatoryNetwork
 from perturbzoo.grn.candidates import candidate_network
 from perturbzoo.grn.course_fitting import CourseOptions, fit_time_course
+from perturbzoo.grn.fitted import FittedNetwork
 from perturbzoo.grn.fitting import FitOptions, fit_network
 from perturbzoo.grn.scoring import score_network
 from perturbzoo.grn.timecourse import TimeCourse
@@ -28,7 +30,7 @@ GENES, DELAY, CELLS = 30, 1.5, 100
 TIMES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 
 
-def course_of(seed: int, delay: float = DELAY) -> tuple[TimeCourse, object]:
+def course_of(seed: int, delay: float = DELAY) -> tuple[TimeCourse, GeneRegulatoryNetwork]:
     """Simulate acts that are late, and name them as if they were not."""
     genes = gene_names(GENES)
     late = [Condition([Intervention(gene, onset=delay)]) for gene in genes]
@@ -51,7 +53,7 @@ def course_of(seed: int, delay: float = DELAY) -> tuple[TimeCourse, object]:
         unit=float((depth / size).mean()),
         default_kind="interference",
     )
-    return course, screen.uns["network"]
+    return course, GeneRegulatoryNetwork.from_edges(screen.uns["network"], genes)
 
 
 def half_time(course: TimeCourse) -> np.ndarray:
@@ -102,7 +104,7 @@ def main() -> None:
     print(f"delay recovered within 10 % (median over targets), {sum(passed)} of {len(passed)} seeds: {'PASS' if all(passed) else 'MISS'}")
 
 
-def score(fitted: object, truth: object) -> float:
+def score(fitted: FittedNetwork, truth: GeneRegulatoryNetwork) -> float:
     from perturbzoo.grn.inference_kinetics import mean_network
 
     return score_network(mean_network([fitted]), truth).auprc

@@ -23,7 +23,7 @@ from perturbzoo.grn.fitted import ABSENT, USUAL_STRENGTH, FittedNetwork
 from perturbzoo.grn.timecourse import Course, Onsets, TimeCourse, fit_onset
 from perturbzoo.grn.transport import sinkhorn_divergence
 
-SPANS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # lifetimes that a course may last, tried as a start
+SPANS = tuple(2 ** (power / 2) for power in range(11))  # lifetimes that a course may last, tried as a start
 SMOOTH = 1e-3  # as in the fit of steady states
 OWN_SPREAD = 0.3  # natural log: how far a gene's turnover lies from the common one, before its course is seen
 TURNOVERS = ("unit", "genes", "fixed")
@@ -225,7 +225,8 @@ class _CourseFit:
         parametrize.register_parametrization(dynamics, "raw_decay", turnover, unsafe=True)
         timing = [self.raw_delay] if options.delays else []
         timing += [] if options.turnover == "fixed" else [turnover.unit, *([turnover.own] if options.turnover == "genes" else [])]
-        self._descend("shooting", kinetic, timing, options.shooting_steps, options.lr, lambda: data.shooting(self._delays()))
+        # noise of an interval's start dies out by its end, which looks like a fast turnover: time is told by rollouts alone
+        self._descend("shooting", kinetic, [], options.shooting_steps, options.lr, lambda: data.shooting(self._delays()))
         self._descend("rollout", kinetic, timing, options.rollout_steps, options.lr / 3, self._rollout_loss)
         parametrize.remove_parametrizations(dynamics, "raw_decay", leave_parametrized=True)
         with torch.no_grad():
@@ -247,7 +248,7 @@ class _CourseFit:
     ) -> None:
         if not steps:
             return
-        optimizer = torch.optim.Adam([{"params": kinetic}, *([{"params": timing}] if timing else [])], lr=lr)
+        optimizer = torch.optim.Adam([{"params": kinetic}, *([{"params": timing, "lr": 3 * lr}] if timing else [])], lr=lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lr / 30)
         for step in range(steps):
             optimizer.zero_grad()

@@ -313,9 +313,10 @@ def fit_onset(
     for _ in range(steps):
         moved = tested.clone().requires_grad_()
         value = 0.5 * data.residual(data.spread_out(moved)).square().sum()
-        if float(value) <= loss:
+        reached = float(value.detach())
+        if reached <= loss:
             (gradient,) = torch.autograd.grad(value, moved)
-            gained, loss, accepted, damping = loss - float(value), float(value), tested, damping / 4
+            gained, loss, accepted, damping = loss - reached, reached, tested, damping / 4
             hessian = _curvature(data, accepted, width)
             if gained < 1e-7 * (1 + loss):
                 break
