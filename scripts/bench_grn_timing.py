@@ -101,7 +101,9 @@ def main() -> None:
             f"{onsets.misfit:.2f}; worst error {error.max():.0%}; AUPRC of the steady fit {before:.2f}"
         )
         passed.append(bool(np.median(error) <= 0.1))
-    print(f"delay recovered within 10 % (median over targets), {sum(passed)} of {len(passed)} seeds: {'PASS' if all(passed) else 'MISS'}")
+    print(
+        f"delay recovered within 10 % (median over targets), {sum(passed)} of {len(passed)} seeds: {'PASS' if all(passed) else 'MISS'}"
+    )
 
 
 def score(fitted: FittedNetwork, truth: GeneRegulatoryNetwork) -> float:

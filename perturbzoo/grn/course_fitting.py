@@ -224,7 +224,9 @@ class _CourseFit:
             parameter.requires_grad_(True)
         parametrize.register_parametrization(dynamics, "raw_decay", turnover, unsafe=True)
         timing = [self.raw_delay] if options.delays else []
-        timing += [] if options.turnover == "fixed" else [turnover.unit, *([turnover.own] if options.turnover == "genes" else [])]
+        timing += (
+            [] if options.turnover == "fixed" else [turnover.unit, *([turnover.own] if options.turnover == "genes" else [])]
+        )
         # noise of an interval's start dies out by its end, which looks like a fast turnover: time is told by rollouts alone
         self._descend("shooting", kinetic, [], options.shooting_steps, options.lr, lambda: data.shooting(self._delays()))
         self._descend("rollout", kinetic, timing, options.rollout_steps, options.lr / 3, self._rollout_loss)

@@ -37,7 +37,9 @@ from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.solvers import integrate
 from perturbzoo.perturbation import Condition
 
-STEP = 0.25  # lifetimes; a gate of RAMP is summed up over such steps to a thousandth of a lifetime, as its tails are exponential
+STEP = (
+    0.25  # lifetimes; a gate of RAMP is summed up over such steps to a thousandth of a lifetime, as its tails are exponential
+)
 RAMP = 0.1  # lifetimes
 
 

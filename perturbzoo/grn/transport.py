@@ -45,11 +45,7 @@ def sinkhorn_divergence(x: Tensor, y: Tensor, regularisation: float, *, steps: i
         raise PerturbZooError(f"regularisation is {regularisation}: give a positive number, in squared units of the space")
     if x.shape[-1] != y.shape[-1]:
         raise PerturbZooError(f"clouds lie in spaces of {x.shape[-1]} and {y.shape[-1]} dimensions")
-    return (
-        _cost(x, y, regularisation, steps)
-        - _cost(x, x, regularisation, steps) / 2
-        - _cost(y, y, regularisation, steps) / 2
-    )
+    return _cost(x, y, regularisation, steps) - _cost(x, x, regularisation, steps) / 2 - _cost(y, y, regularisation, steps) / 2
 
 
 def _cost(x: Tensor, y: Tensor, epsilon: float, steps: int) -> Tensor:
