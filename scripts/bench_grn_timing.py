@@ -19,7 +19,7 @@ from perturbzoo.grn import GeneRegulatoryNetwork
 from perturbzoo.grn.candidates import candidate_network
 from perturbzoo.grn.course_fitting import CourseOptions, fit_time_course
 from perturbzoo.grn.fitted import FittedNetwork
-from perturbzoo.grn.fitting import FitOptions, fit_network
+from perturbzoo.grn.fitting import fit_network
 from perturbzoo.grn.scoring import score_network
 from perturbzoo.grn.timecourse import TimeCourse
 from perturbzoo.perturbation import Condition, Intervention, parse_condition
@@ -80,9 +80,7 @@ def main() -> None:
         course, truth = course_of(seed)
         start = time.perf_counter()
         steady = course.last()
-        fitted = fit_network(
-            steady, candidate_network(steady, steady.genes, None), FitOptions(residual_steps=150, fixed_point_steps=100)
-        )
+        fitted = fit_network(steady, candidate_network(steady, steady.genes, None))
         before = score(fitted, truth)
         onsets = fit_time_course(course, fitted, CourseOptions(delays="condition"))
         seconds = time.perf_counter() - start

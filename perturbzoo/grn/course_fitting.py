@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.grn.fitted import ABSENT, USUAL_STRENGTH, FittedNetwork
-from perturbzoo.grn.timecourse import Course, Onsets, TimeCourse, fit_onset
+from perturbzoo.grn.timecourse import Course, Onsets, TimeCourse, fit_onset, inverse_softplus
 from perturbzoo.grn.transport import sinkhorn_divergence
 
 SPANS = tuple(2 ** (power / 2) for power in range(11))  # lifetimes that a course may last, tried as a start
@@ -36,8 +36,8 @@ class CourseOptions:
 
     Attributes
     ----------
-    penalty
-        Standard errors that an edge must be worth, as in the steady fit.
+    penalty, prior_strength
+        Standard errors that an edge must be worth, and how much less the prior's cost, as in the steady fit.
     turnover
         ``"unit"``: one time unit for all genes; ``"genes"``: each gene's γ around it; ``"fixed"``: as it is.
     delays
@@ -54,6 +54,7 @@ class CourseOptions:
     """
 
     penalty: float = 2.0
+    prior_strength: float = 0.9
     turnover: Literal["unit", "genes", "fixed"] = "unit"
     delays: Literal["condition", "target"] | None = None
     snapshots: Literal["sinkhorn"] | None = None
@@ -66,6 +67,7 @@ class CourseOptions:
     def __post_init__(self) -> None:
         for holds, complaint in (
             (self.penalty >= 0 and self.snapshot_weight >= 0, "penalty and snapshot_weight start at 0"),
+            (0 <= self.prior_strength <= 1, f"prior_strength={self.prior_strength:g} lies outside [0, 1]"),
             (self.turnover in TURNOVERS, f"turnover='{self.turnover}' is not one of {', '.join(TURNOVERS)}"),
             (self.delays in (None, "condition", "target"), f"delays='{self.delays}' is neither 'condition' nor 'target'"),
             (self.snapshots in (None, "sinkhorn"), f"snapshots='{self.snapshots}' is not 'sinkhorn'"),
@@ -130,7 +132,7 @@ def fit_time_course(
         delay = _CourseFit(course, fitted, chosen, snapshots, report).run()
     if chosen.delays is None:
         return None
-    return fit_onset(fitted, course, of=chosen.delays, start=delay)
+    return fit_onset(fitted, course, of=chosen.delays, start=delay, unit_known=chosen.turnover == "fixed")
 
 
 class _Turnover(nn.Module):
@@ -146,7 +148,7 @@ class _Turnover(nn.Module):
 
     def forward(self, raw: Tensor) -> Tensor:
         gamma = softplus(raw) * torch.exp(self.unit + self.own)
-        return gamma + torch.log(-torch.expm1(-gamma))
+        return inverse_softplus(gamma)
 
 
 class _CourseFit:
@@ -179,16 +181,16 @@ class _CourseFit:
         shares = torch.linspace(0, 1, 13, dtype=gamma.dtype)[:-1] if options.delays else torch.zeros(1, dtype=gamma.dtype)
         best = math.inf
         for factor in factors:
-            raw.data = _raw(gamma * factor)
+            raw.data = inverse_softplus(gamma * factor)
             tried = data.tried(shares * self.last)
             least, place = tried.min(0)
             if float(least.sum()) < best:
                 best, found = float(least.sum()), (factor, data.gather(shares[place] * self.last))
-        raw.data = _raw(gamma * found[0])
+        raw.data = inverse_softplus(gamma * found[0])
         self.delay = found[1]
 
     def _information(self) -> None:
-        """Of each edge: how its regulator moved before each time, seen through what the turnover passes on of it since the last."""
+        """Of each edge: how far its regulator moved up to each time, as the turnover remembers it."""
         data, fitted, dynamics = self.data, self.fitted, self.fitted.dynamics
         with torch.no_grad():
             followed = data.rollout(data.spread_out(self.delay))  # (T, S, nodes)
@@ -196,7 +198,8 @@ class _CourseFit:
             reference = dynamics.control_level[data.context]
             base = dynamics._signal(reference)
             interval = np.diff(data.times, prepend=0.0)
-            nodes, before = len(fitted.nodes), torch.zeros_like(base)
+            nodes, gamma = len(fitted.nodes), float(dynamics.decay.median())
+            before = remembered = torch.zeros_like(base)  # (S, R)
             table = data.observed.new_zeros(nodes, len(dynamics.regulators))
             for number, length in enumerate(interval):
                 level = reference * torch.exp(followed[number])
@@ -204,15 +207,15 @@ class _CourseFit:
                 now = dynamics._signal(level if function is None else level * function) - base
                 weight = now.new_zeros(len(now), nodes)
                 weight[:, : fitted.measured] = data.weight[number] / (data.variance[number] + data.control_variance)
-                passed = torch.expm1(-dynamics.decay * length).square()
-                table += passed[:, None] * (weight.T @ ((now + before) / 2) ** 2)
+                remembered = torch.lerp((now + before) / 2, remembered, math.exp(-gamma * length))
+                table += weight.T @ remembered**2
                 before = now
             slope = 0.25 if dynamics.kinetics != "multiplicative" else 1.0
             information = slope * table[dynamics.target, dynamics.source]
             usual = information[information > 0]
             middle = usual.median() if len(usual) else torch.ones(())
             fitted.information.copy_(torch.where(information > 1e-3 * middle, information, middle))
-        self.price = fitted.information.sqrt() * (1 - 0.9 * fitted.prior)
+        self.price = fitted.information.sqrt() * (1 - self.options.prior_strength * fitted.prior)
 
     def run(self) -> Tensor:
         fitted, options, dynamics, data = self.fitted, self.options, self.fitted.dynamics, self.data
@@ -231,11 +234,12 @@ class _CourseFit:
         self._descend("shooting", kinetic, [], options.shooting_steps, options.lr, lambda: data.shooting(self._delays()))
         self._descend("rollout", kinetic, timing, options.rollout_steps, options.lr / 3, self._rollout_loss)
         parametrize.remove_parametrizations(dynamics, "raw_decay", leave_parametrized=True)
+        (slope,) = torch.autograd.grad(self._rollout_loss(), dynamics.weight)
+        chance = fitted.posterior(slope, options.prior_strength)
         with torch.no_grad():
-            worth = dynamics.weight.abs() * fitted.information.sqrt()
-            absent = worth <= ABSENT
-            dynamics.weight[absent] = 0
-            fitted.probability.copy_(torch.where(absent, torch.zeros_like(worth), torch.erf(worth / math.sqrt(2))))
+            fitted.probability.copy_(chance)
+            fitted.estimate.copy_(chance * dynamics.weight)
+            dynamics.weight[dynamics.weight.abs() * fitted.information.sqrt() <= ABSENT] = 0
         for parameter in fitted.parameters():
             parameter.requires_grad_(False)
             if not bool(torch.isfinite(parameter).all()):
@@ -302,7 +306,3 @@ class _CourseFit:
             moved.append(torch.log1p(torch.expm1(drawn) * torch.exp(followed[t, s])))
             seen.append(there[torch.randint(len(there), (ENSEMBLE,))])
         return sinkhorn_divergence(torch.stack(moved), torch.stack(seen), self.blur, steps=30).mean()
-
-
-def _raw(gamma: Tensor) -> Tensor:
-    return gamma + torch.log(-torch.expm1(-gamma))

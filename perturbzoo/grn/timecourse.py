@@ -108,6 +108,10 @@ class TimeCourse:
             table[np.searchsorted(self.times, self.time[rows]), number] = rows
         return table
 
+    def with_noise(self, rng: np.random.Generator) -> TimeCourse:
+        """As :meth:`perturbzoo.grn.levels.Levels.with_noise`."""
+        return replace(self, levels=self.levels.with_noise(rng))
+
     def last(self) -> Levels:
         """The last level of each series, as the steady state that a fit starts from."""
         return self.levels.select(np.array([rows[-1] for rows in self._rows.values()]))
@@ -283,6 +287,8 @@ def fit_onset(
     *,
     of: Literal["condition", "target"] = "condition",
     start: Tensor | None = None,
+    strengths_known: bool = False,
+    unit_known: bool = False,
     steps: int = 12,
 ) -> Onsets:
     """Recover when acts set in, the kinetics given: from a coarse grid, by damped Gauss-Newton steps along the gradient.
@@ -297,6 +303,9 @@ def fit_onset(
         A delay of each condition and context, or of each target wherever it is perturbed.
     start
         Shape ``(D,)``: where to start; None: the best of twenty delays up to the last time.
+    strengths_known, unit_known
+        Count the guides' strengths, and the time unit, as known: else the standard errors allow for their being estimates from
+        the same data.
 
     Raises
     ------
@@ -310,7 +319,7 @@ def fit_onset(
         start = data.gather(candidates[data.tried(candidates).argmin(0)])
     delay = start.detach().clone()
     width, damping = 0.02 * unit, 1e-3
-    hessian, loss = torch.eye(len(delay)), math.inf
+    hessian, loss = torch.eye(len(delay), dtype=delay.dtype), math.inf
     tested, accepted = delay, delay
     for _ in range(steps):
         moved = tested.clone().requires_grad_()
@@ -328,26 +337,56 @@ def fit_onset(
         size = hessian + torch.diag(damping * hessian.diagonal() + 1e-6 / unit**2)
         step = torch.linalg.solve(size, gradient).clamp(-0.5 * unit, 0.5 * unit)
         tested = (accepted - step).clamp(-4 * RAMP * unit, last)
-    with torch.no_grad():
-        covariance = torch.linalg.pinv(hessian.double(), hermitian=True).diagonal()
-        known = hessian.diagonal() > 1e-6 / unit**2
-        count = float(data.weight.sum()) * fitted.measured - len(delay)
-        misfit = 2 * loss / max(count, 1.0)
-        error = torch.where(known, covariance.sqrt(), torch.tensor(math.inf).double()) * math.sqrt(max(misfit, 1.0))
+    known = hessian.diagonal() > 1e-6 / unit**2
+    whole = _curvature(data, accepted, width, strengths=not strengths_known, unit=not unit_known).double()
+    covariance = torch.linalg.pinv(whole, hermitian=True).diagonal()[: len(delay)]
+    misfit = 2 * loss / max(float(data.weight.sum()) * fitted.measured - len(delay), 1.0)
+    error = torch.where(known, covariance.clamp(min=0).sqrt(), math.inf) * math.sqrt(max(misfit, 1.0))
     return Onsets(data.names, accepted.double().numpy(), error.numpy(), misfit)
 
 
-def _curvature(data: Course, delay: Tensor, width: float) -> Tensor:
-    """Gauss-Newton curvature ``(D, D)``, by central differences of the residuals with each act's onset."""
+def _curvature(data: Course, delay: Tensor, width: float, *, strengths: bool = False, unit: bool = False) -> Tensor:
+    """Gauss-Newton curvature, by central differences of the residuals with each act's onset.
+
+    Of the D delays; then, where asked for, of the strengths of each series' acts, all moved together, and of log γ of all genes.
+    """
+    dynamics, count, series = data.fitted.dynamics, len(delay), len(data.who)
+    base = data.spread_out(delay)
+
+    def slope_of(parameter: Tensor, there: Tensor, back: Tensor, size: float) -> Tensor:
+        """Slope of the residuals as a parameter goes from `back` to `there`, which are `size` apart."""
+        kept, ends = parameter.data, []
+        for value in (there, back):
+            parameter.data = value
+            ends.append(data.residual(base))
+        parameter.data = kept
+        return (ends[0] - ends[1]) / size
+
+    slopes: list[tuple[Tensor, Tensor]] = []  # of the residuals (T, S, G), and of which parameter in each series (S,)
     with torch.no_grad():
-        base, slopes = data.spread_out(delay), []
         for column in range(base.shape[1]):
             shift = torch.zeros_like(base)
             shift[:, column] = width
-            slopes.append((data.residual(base + shift) - data.residual(base - shift)) / (2 * width))
-        found = base.new_zeros(len(delay), len(delay))
-        for a, first in enumerate(slopes):
-            for b, second in enumerate(slopes):
-                both = (first * second).sum((0, 2)) * data.present[:, a] * data.present[:, b]
-                found.index_put_((data.who[:, a].clamp(min=0), data.who[:, b].clamp(min=0)), both, accumulate=True)
-        return found
+            slope = (data.residual(base + shift) - data.residual(base - shift)) / (2 * width)
+            slopes.append((slope * data.present[:, column, None], data.who[:, column].clamp(min=0)))
+        if strengths:
+            value = data.fitted.strength.data
+            slope = slope_of(data.fitted.strength, value + 0.05, value - 0.05, 0.1)
+            slopes.append((slope, count + torch.arange(series)))
+        if unit:
+            gamma = dynamics.decay
+            slope = slope_of(
+                dynamics.raw_decay, inverse_softplus(gamma * 1.02), inverse_softplus(gamma / 1.02), 2 * math.log(1.02)
+            )
+            slopes.append((slope, torch.full((series,), count + series * strengths)))
+        size = count + series * strengths + unit
+        found = base.new_zeros(size, size)
+        for first, one in slopes:
+            for second, other in slopes:
+                found.index_put_((one, other), (first * second).sum((0, 2)), accumulate=True)
+    return found
+
+
+def inverse_softplus(values: Tensor) -> Tensor:
+    """``softplus(inverse_softplus(values)) == values`` for values > 0."""
+    return values + torch.log(-torch.expm1(-values))

@@ -45,23 +45,30 @@ def sinkhorn_divergence(x: Tensor, y: Tensor, regularisation: float, *, steps: i
         raise PerturbZooError(f"regularisation is {regularisation}: give a positive number, in squared units of the space")
     if x.shape[-1] != y.shape[-1]:
         raise PerturbZooError(f"clouds lie in spaces of {x.shape[-1]} and {y.shape[-1]} dimensions")
-    return _cost(x, y, regularisation, steps) - _cost(x, x, regularisation, steps) / 2 - _cost(y, y, regularisation, steps) / 2
+    # the means' part is exact: it moves every coupling's cost by as much, whatever ε
+    mean_x, mean_y = x.mean(-2, keepdim=True), y.mean(-2, keepdim=True)
+    x, y = x - mean_x, y - mean_y
+    between = (mean_x - mean_y).square().sum((-2, -1))
+    own = _cost(x, x, regularisation, steps) / 2 + _cost(y, y, regularisation, steps) / 2
+    return between + _cost(x, y, regularisation, steps) - own
 
 
 def _cost(x: Tensor, y: Tensor, epsilon: float, steps: int) -> Tensor:
     distance = (x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :] - 2 * x @ y.mT).clamp(min=0)
     n, m = distance.shape[-2:]
     with torch.no_grad():
-        scaled = distance / epsilon  # (..., n, m)
-        g = torch.zeros_like(scaled[..., 0, :])
-        f = torch.zeros_like(scaled[..., :, 0])
-        for _ in range(steps):
-            # both at once and averaged, which converges without swinging and keeps equal clouds' potentials equal
-            next_f = -torch.logsumexp(g[..., None, :] - scaled, dim=-1) + math.log(m)
-            next_g = -torch.logsumexp(f[..., :, None] - scaled, dim=-2) + math.log(n)
-            f, g = (f + next_f) / 2, (g + next_g) / 2
-        f = -torch.logsumexp(g[..., None, :] - scaled, dim=-1) + math.log(m)
-        plan = torch.exp(f[..., :, None] + g[..., None, :] - scaled) / (n * m)
-        value = epsilon * (f.mean(-1) + g.mean(-1))
+        g = torch.zeros_like(distance[..., 0, :])
+        widest = max(float(distance.max()), epsilon)
+
+        def first(g: Tensor, now: float) -> Tensor:
+            return now * (math.log(m) - torch.logsumexp((g[..., None, :] - distance) / now, dim=-1))
+
+        for step in range(steps):
+            now = max(epsilon, widest * 0.7**step)  # coarse before fine: far points find each other in few steps
+            f = first(g, now)
+            g = now * (math.log(n) - torch.logsumexp((f[..., :, None] - distance) / now, dim=-2))
+        f = first(g, epsilon)
+        plan = torch.exp((f[..., :, None] + g[..., None, :] - distance) / epsilon) / (n * m)
+        value = f.mean(-1) + g.mean(-1)
     moved = (plan * distance).sum((-2, -1))
     return value + moved - moved.detach()
