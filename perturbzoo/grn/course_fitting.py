@@ -19,7 +19,7 @@ from torch.nn.functional import softplus
 from torch.nn.utils import parametrize
 
 from perturbzoo.errors import PerturbZooError
-from perturbzoo.grn.fitted import ABSENT, USUAL_STRENGTH, FittedNetwork
+from perturbzoo.grn.fitted import ABSENT, NO_DECAY, USUAL_STRENGTH, FittedNetwork
 from perturbzoo.grn.timecourse import Course, Onsets, TimeCourse, fit_onset, inverse_softplus
 from perturbzoo.grn.transport import sinkhorn_divergence
 
@@ -164,7 +164,7 @@ class _CourseFit:
         self.data = Course(course, fitted, options.delays)
         self.last = float(course.times[-1])
         self.delay = torch.zeros(len(self.data.names), dtype=self.data.observed.dtype)
-        self._coarse()
+        self._coarse(course)
         self._information()
         self.scale = self.data.lifetime
         if snapshots is not None:
@@ -173,7 +173,7 @@ class _CourseFit:
             self.blur = 0.1 * 2 * float(controls.var(0).sum())
             self.usual: float | None = None
 
-    def _coarse(self) -> None:
+    def _coarse(self, course: TimeCourse) -> None:
         """Time unit and delays of each series that follow the data best, of a few."""
         data, options, raw = self.data, self.options, self.fitted.dynamics.raw_decay
         gamma = softplus(raw.detach()).clone()
@@ -188,6 +188,9 @@ class _CourseFit:
                 best, found = float(least.sum()), (factor, data.gather(shares[place] * self.last))
         raw.data = inverse_softplus(gamma * found[0])
         self.delay = found[1]
+        if options.delays is not None:
+            sharper = fit_onset(self.fitted, course, of=options.delays, start=self.delay, steps=6)
+            self.delay = torch.as_tensor(sharper.delay, dtype=gamma.dtype)
 
     def _information(self) -> None:
         """Of each edge: how far its regulator moved up to each time, as the turnover remembers it."""
@@ -274,7 +277,7 @@ class _CourseFit:
         total = self.options.penalty * (self.price * torch.sqrt(dynamics.weight**2 + SMOOTH**2)).sum()
         usual = torch.tensor([USUAL_STRENGTH.get(kind, 0.0) for _, kind in fitted.acts], dtype=total.dtype)
         tight = torch.tensor([1.0 if kind == "knockout" else 0.05 for _, kind in fitted.acts], dtype=total.dtype)
-        total = total + 0.5 * (tight * (fitted.strength - usual) ** 2).sum()
+        total = total + 0.5 * (tight * (fitted.strength - usual) ** 2).sum() + 0.005 * ((fitted.own - NO_DECAY) ** 2).sum()
         return total + 2 * dynamics.bias.square().sum() + self.turnover.cost()
 
     def _rollout_loss(self) -> Tensor:
