@@ -37,10 +37,10 @@ from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.solvers import integrate
 from perturbzoo.perturbation import Condition
 
-STEP = (
-    0.25  # lifetimes; a gate of RAMP is summed up over such steps to a thousandth of a lifetime, as its tails are exponential
-)
-RAMP = 0.1  # lifetimes
+STEP, RAMP = 0.2, 0.1  # lifetimes: step of the integration, and within which acts set in
+# steps do not stop at the many onsets: a gate is drawn straight between them, which widens it by a variance of STEP² / 6; taken off
+# the gate's own, π² RAMP² / 3, onsets are right to a thousandth of a lifetime
+GATE = math.sqrt(RAMP**2 - STEP**2 / (2 * math.pi**2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +224,7 @@ class Course:
     def acts(self, delay: Tensor) -> Interventions:
         """Acts of each series, `delay` ``(S, K)`` later than their condition says."""
         given = self.encoded.given
-        later = replace(given, onset=given.onset + delay, offset=given.offset + delay, ramp=RAMP * self.lifetime)
+        later = replace(given, onset=given.onset + delay, offset=given.offset + delay, ramp=GATE * self.lifetime)
         return self.fitted.interventions(EncodedConditions(later, self.encoded.place))
 
     def rollout(self, delay: Tensor) -> Tensor:
