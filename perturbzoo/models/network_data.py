@@ -57,7 +57,7 @@ def training_course(data: PerturbSeqDataModule, time_key: str) -> TimeCourse:
 def cell_times(data: PerturbSeqDataModule, time_key: str) -> np.ndarray:
     """Times of all cells, ``(cells,)``; those of controls may be missing."""
     column = require_column(data.obs, time_key, "time_key", "the data")
-    time = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
+    time = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=float)
     perturbed = np.concatenate(data.index.cells_by_pair)
     wrong = ~(np.isfinite(time[perturbed]) & (time[perturbed] >= 0))
     if wrong.any():
