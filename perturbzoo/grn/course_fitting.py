@@ -8,12 +8,13 @@ gene's turnover), and delays of the onsets. Loss: squared residuals of the log l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.utils import parametrize
@@ -22,8 +23,9 @@ from perturbzoo.errors import PerturbZooError
 from perturbzoo.grn.fitted import ABSENT, NO_DECAY, USUAL_STRENGTH, FittedNetwork
 from perturbzoo.grn.timecourse import Course, Onsets, TimeCourse, fit_onset, inverse_softplus
 from perturbzoo.grn.transport import sinkhorn_divergence
+from perturbzoo.perturbation import Condition
 
-SPANS = tuple(2 ** (power / 2) for power in range(11))  # lifetimes that a course may last, tried as a start
+SPANS = tuple(1.2 * 2 ** (power / 2) for power in range(11))  # lifetimes that a course may last, tried as a start
 SMOOTH = 1e-3  # as in the fit of steady states
 OWN_SPREAD = 0.3  # natural log: how far a gene's turnover lies from the common one, before its course is seen
 TURNOVERS = ("unit", "genes", "fixed")
@@ -91,6 +93,34 @@ class Snapshots:
 
     cells: list[list[np.ndarray | None]]
     controls: list[np.ndarray]
+
+    @classmethod
+    def from_cells(
+        cls,
+        course: TimeCourse,
+        expression: sparse.csr_matrix,
+        conditions: Sequence[Condition],
+        condition: np.ndarray,
+        context: np.ndarray,
+        time: np.ndarray,
+        *,
+        most: int = 500,
+    ) -> Snapshots:
+        """Take up to `most` cells of each series and time; arguments as those of :meth:`TimeCourse.from_cells`."""
+        index = {one: number for number, one in enumerate(conditions)}
+        control = np.array([one.is_control for one in conditions])[condition]
+
+        def held(chosen: np.ndarray) -> np.ndarray | None:
+            rows = np.flatnonzero(chosen)[:most]
+            return expression[rows].toarray() if len(rows) else None
+
+        series = list(zip(course.conditions, course.context.tolist(), strict=True))
+        cells = [
+            [held((condition == index[one]) & (context == place) & (time == moment)) for one, place in series]
+            for moment in course.times
+        ]
+        rest = [expression[np.flatnonzero(control & (context == place))[:most]].toarray() for place in np.unique(context)]
+        return cls(cells, rest)
 
 
 def fit_time_course(

@@ -198,20 +198,18 @@ def test_snapshots_join_the_fit_and_are_at_their_least_at_the_truth():
 def test_cells_are_averaged_by_condition_and_time_and_controls_over_all_times():
     counts = np.array([[1.0, 2], [3, 2], [0, 4], [2, 4], [5, 0], [5, 2], [1, 1]])
     time = np.array([np.nan, np.nan, 1.0, 1.0, 2.0, 2.0, 1.0])
-    course = TimeCourse.from_cells(
-        sparse.csr_matrix(np.log1p(counts)),
-        ["A", "B"],
-        [Condition(), parse_condition("A")],
-        np.array([0, 0, 1, 1, 1, 1, 0]),
-        np.zeros(7, dtype=int),
-        time,
-        unit=None,
-        default_kind="knockout",
-    )
+    cells, conditions = sparse.csr_matrix(np.log1p(counts)), [Condition(), parse_condition("A")]
+    where = np.array([0, 0, 1, 1, 1, 1, 0]), np.zeros(7, dtype=int), time
+    course = TimeCourse.from_cells(cells, ["A", "B"], conditions, *where, unit=None, default_kind="knockout")
+    snapshots = Snapshots.from_cells(course, cells, conditions, *where)
     np.testing.assert_allclose(course.levels.level, [[1, 4], [5, 1]], rtol=1e-6)
     np.testing.assert_allclose(course.levels.control, [[5 / 3, 5 / 3]], rtol=1e-6)
     assert course.times.tolist() == [1.0, 2.0] and course.row.tolist() == [[0], [1]]
     np.testing.assert_allclose(course.last().level, [[5, 1]], rtol=1e-6)
+    second = snapshots.cells[1][0]
+    assert second is not None
+    np.testing.assert_allclose(np.expm1(second), counts[4:6], atol=1e-9)
+    np.testing.assert_allclose(np.expm1(snapshots.controls[0]), counts[[0, 1, 6]])
 
 
 @pytest.mark.parametrize(
