@@ -354,6 +354,11 @@ class PerturbSeqDataModule(LightningDataModule):
         return self._screen.values
 
     @property
+    def obs(self) -> pd.DataFrame:
+        """The obs table of the cells, in the order of `expression`."""
+        return self._screen.obs
+
+    @property
     def size_factor(self) -> np.ndarray:
         """Shape ``(cells,)``: depth of each cell in counts; 0 where the file held none."""
         return self._screen.size_factor

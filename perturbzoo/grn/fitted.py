@@ -21,6 +21,7 @@ from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.grn.steady import steady_state
 from perturbzoo.perturbation import KINDS, Condition
 
+WEIGHT_SCALE = 1.0  # standard deviation of the weights of true edges, before anything is known
 ABSENT = 0.5  # standard errors that an edge's weight must be worth to take part in the kinetics
 FAR = torch.tensor(math.inf)
 # what is done to a node that is not measured: its level is unknown, and taken up by the weights of its edges
@@ -198,6 +199,20 @@ class FittedNetwork(nn.Module):
         state = steady_state(self.dynamics.bind(acts, context), reference, tolerance=1e-4, unstable="keep")
         return torch.log(state / reference)
 
+    def posterior(self, slope: Tensor, prior_strength: float) -> Tensor:
+        """Probability that each candidate is an edge, ``(E,)``, given the slope of the data's loss at the fitted weights.
+
+        The formula is :mod:`perturbzoo.grn.fitting`'s.
+        """
+        information = self.information
+        # one Newton step on the likelihood alone takes back what the penalty took
+        free = self.dynamics.weight.detach() - slope / information
+        share = WEIGHT_SCALE**2 * information
+        evidence = 0.5 * free**2 * information * share / (1 + share) - 0.5 * torch.log1p(share)
+        elsewhere = torch.full_like(free, 2 / len(self.nodes))
+        believed = torch.lerp(elsewhere, (0.5 * self.prior).maximum(elsewhere), prior_strength)
+        return torch.sigmoid(torch.logit(believed) + evidence)
+
     def pruned(self) -> RegulatoryDynamics:
         """The kinetics without edges that were not found: the same, and faster."""
         edges, weight = self.candidates, self.dynamics.weight.detach().cpu().double().numpy()
@@ -214,4 +229,5 @@ class FittedNetwork(nn.Module):
             network, kinetics=self.dynamics.kinetics, reference=self.dynamics.control_level.cpu(), anchored=True
         ).requires_grad_(False)
         dynamics.bias.copy_(self.dynamics.bias)
+        dynamics.raw_decay.copy_(self.dynamics.raw_decay)
         return dynamics

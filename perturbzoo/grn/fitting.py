@@ -46,7 +46,6 @@ from perturbzoo.grn.levels import Levels
 from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.grn.settling import settle
 
-WEIGHT_SCALE = 1.0  # standard deviation of the weights of true edges, before anything is known
 SMOOTH = 1e-3  # |W| is sqrt(W² + SMOOTH²): Adam needs a slope at 0
 
 
@@ -287,13 +286,7 @@ class _Fit:
         if gate is None:
             loss = self._fixed_point_loss() if self.options.fixed_point_steps else self._residual_loss()
             (slope,) = torch.autograd.grad(loss, dynamics.weight)
-            # one Newton step on the likelihood alone takes back what the penalty took
-            free = weight - slope / information
-            share = WEIGHT_SCALE**2 * information
-            evidence = 0.5 * free**2 * information * share / (1 + share) - 0.5 * torch.log1p(share)
-            elsewhere = torch.full_like(weight, 2 / len(fitted.nodes))
-            believed = torch.lerp(elsewhere, (0.5 * fitted.prior).maximum(elsewhere), self.options.prior_strength)
-            chance = torch.sigmoid(torch.logit(believed) + evidence)
+            chance = fitted.posterior(slope, self.options.prior_strength)
         else:
             chance = gate.chance().detach()
         with torch.no_grad():

@@ -46,6 +46,7 @@ from perturbzoo.errors import PerturbZooError
 from perturbzoo.evaluation.pseudobulk import Pseudobulks
 from perturbzoo.grn.candidates import candidate_network, with_latent
 from perturbzoo.grn.consistency import project
+from perturbzoo.grn.course_fitting import CourseOptions, fit_time_course
 from perturbzoo.grn.fitted import FittedNetwork
 from perturbzoo.grn.fitting import FitOptions, fit_network
 from perturbzoo.grn.inference import read_prior
@@ -55,7 +56,14 @@ from perturbzoo.models import find_model
 from perturbzoo.models.backbone import mean_delta, read_or_train
 from perturbzoo.models.base import ConditionDeltaModel, PerturbationModel
 from perturbzoo.models.network_answers import NetworkAnswers
-from perturbzoo.models.network_data import LevelSpace, extrinsic_noise, joined, predicted_levels, training_levels
+from perturbzoo.models.network_data import (
+    LevelSpace,
+    extrinsic_noise,
+    joined,
+    predicted_levels,
+    training_course,
+    training_levels,
+)
 from perturbzoo.perturbation import Condition, Intervention
 
 TAUS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
@@ -95,6 +103,12 @@ class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
         error of predictions, from how they differ.
     residual_steps, fixed_point_steps, lr
         Of each fit.
+    time_key
+        obs column of the time since the interventions, in any unit: the fit's steady state is each condition's last time. Without
+        it cells of all times are averaged.
+    time_course
+        Then refine on all times (:func:`perturbzoo.grn.course_fitting.fit_time_course`), so that :meth:`trajectory` counts in the
+        data's unit. Off by default: predictions are of the last time, and the refinement takes as long again as the fit.
     """
 
     tau: Tensor
@@ -122,6 +136,8 @@ class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
         residual_steps: int = 100,
         fixed_point_steps: int = 100,
         lr: float = 0.06,
+        time_key: str | None = None,
+        time_course: bool = False,
     ) -> None:
         super().__init__()
         for holds, complaint in (
@@ -130,6 +146,7 @@ class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
             (distil >= 0 and distil_conditions >= 0, "distil and distil_conditions start at 0"),
             (prior_use in ("weight", "restrict"), f"prior_use='{prior_use}' is neither 'weight' nor 'restrict'"),
             (prior_use == "weight" or prior is not None, "prior_use='restrict' needs a prior"),
+            (time_key is not None or not time_course, "time_course needs time_key, the obs column of times"),
             (backbone is not None or not (joint or distil), "joint and distil are about a backbone, and there is none"),
         ):
             if not holds:
@@ -160,7 +177,7 @@ class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
 
     def prepare(self, data: PerturbSeqDataModule) -> dict[str, Any]:
         spec = self.get_spec()
-        levels = training_levels(data)
+        levels = training_levels(data, self.hparams["time_key"])
         nodes = [*spec.genes, *(target for target in spec.targets if target not in set(spec.genes))]
         prior = None
         if self.hparams["prior"] is not None:
@@ -243,12 +260,16 @@ class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
     # ------------------------------------------------------------------ fitting
 
     def on_fit_start(self) -> None:
-        levels = training_levels(self.data)
+        levels = training_levels(self.data, self.hparams["time_key"])
+        course = training_course(self.data, self.hparams["time_key"]) if self.hparams["time_course"] else None
+        refine = CourseOptions(penalty=self.hparams["penalty"], prior_strength=self.hparams["prior_strength"])
         rng = np.random.default_rng(self.trainer.current_epoch)
         extra = self._distilled(levels)
         for number, network in enumerate(self.members()):
             seen = levels if number == 0 else levels.with_noise(rng)
             fitted = fit_network(joined(seen, extra), network.candidates, self._options(seed=number))
+            if course is not None:
+                fit_time_course(course if number == 0 else course.with_noise(rng), fitted, refine)
             network.load_state_dict(fitted.state_dict())
             network.acts, network.place = fitted.acts, fitted.place
 

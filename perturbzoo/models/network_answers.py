@@ -93,7 +93,8 @@ class NetworkAnswers:
         conditions
             Onsets and offsets are obeyed: ``"STAT1:knockout[2,6]"``.
         times
-            Increasing, from 0, in mean mRNA lifetimes: steady states tell ratios of rates only, not their time unit.
+            Increasing, from 0: in mean mRNA lifetimes, as steady states tell ratios of rates only; in the data's unit, where
+            the model was fitted with ``time_course: true``.
 
         Returns
         -------

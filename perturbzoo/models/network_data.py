@@ -1,4 +1,4 @@
-"""Data as the network behind GRNODE sees them: levels for means of log1p, predicted ones beside them, and what cells share."""
+"""Data as the network behind GRNODE sees them: levels, also over time, predicted ones beside them, and what cells share."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from perturbzoo.data.columns import require_column
 from perturbzoo.data.datamodule import PerturbSeqDataModule
-from perturbzoo.errors import PerturbZooWarning
+from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.grn.counterfactual import fit_extrinsic_noise
 from perturbzoo.grn.levels import Levels
+from perturbzoo.grn.timecourse import TimeCourse
 from perturbzoo.models.likelihood import expected_log1p
 from perturbzoo.perturbation import Condition
 
@@ -54,12 +57,59 @@ class LevelSpace:
         return expected_log1p(level * size[:, None], 1 / self.dispersion, 1 / size)
 
 
-def training_levels(data: PerturbSeqDataModule) -> Levels:
-    """Pseudobulks of the training cells on the linear scale."""
+def training_levels(data: PerturbSeqDataModule, time_key: str | None = None) -> Levels:
+    """Pseudobulks of the training cells on the linear scale; with a column of times, of each pair's cells at its last one."""
+    pairs = data.pairs_of("train")
+    groups = [(pair, data.index.cells_by_pair[pair]) for pair in pairs]
+    if time_key is not None:
+        time = cell_times(data, time_key)
+        groups = [(pair, cells[time[cells] == time[cells].max()]) for pair, cells in groups]
+    return _levels(data, groups)
+
+
+def training_course(data: PerturbSeqDataModule, time_key: str) -> TimeCourse:
+    """Pseudobulks of the training pairs at each of their times; pairs that were measured once are left out.
+
+    Raises
+    ------
+    PerturbZooError
+        There is no such column, a perturbed cell's time is not a number of at least 0, or no pair has two times.
+    """
+    time = cell_times(data, time_key)
+    groups, moments = [], []
+    for pair in data.pairs_of("train"):
+        cells = data.index.cells_by_pair[pair]
+        seen = np.unique(time[cells])
+        if len(seen) > 1:
+            groups += [(pair, cells[time[cells] == moment]) for moment in seen]
+            moments += seen.tolist()
+    if not groups:
+        raise PerturbZooError(
+            f"obs['{time_key}'] (time_key): no training condition has cells of two times; leave out time_course"
+        )
+    return TimeCourse(_levels(data, groups), np.array(moments))
+
+
+def cell_times(data: PerturbSeqDataModule, time_key: str) -> np.ndarray:
+    """Times of all cells, ``(cells,)``; those of controls may be missing."""
+    column = require_column(data.obs, time_key, "time_key", "the data")
+    time = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=float)
+    perturbed = np.concatenate(data.index.cells_by_pair)
+    wrong = ~(np.isfinite(time[perturbed]) & (time[perturbed] >= 0))
+    if wrong.any():
+        names = shortened(dict.fromkeys(column.iloc[perturbed[wrong]].astype(str)))
+        raise PerturbZooError(
+            f"obs['{time_key}'] (time_key): {int(wrong.sum())} perturbed cells have no time of at least 0: {names}"
+        )
+    return time
+
+
+def _levels(data: PerturbSeqDataModule, groups: list[tuple[int, np.ndarray]]) -> Levels:
+    """Levels of groups of cells of a pair each."""
     spec = data.spec
     assert spec is not None
-    pairs = data.pairs_of("train")
-    members = [data.index.cells_by_pair[pair] for pair in pairs]
+    pairs = np.array([pair for pair, _ in groups])
+    members = [cells for _, cells in groups]
     unit = None
     if spec.depth > 0:
         used = np.concatenate([*members, *data.index.controls_by_context])
@@ -68,7 +118,7 @@ def training_levels(data: PerturbSeqDataModule) -> Levels:
         warnings.warn(
             "the data hold no counts: the network's noise is taken from the spread of the cells",
             PerturbZooWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return Levels.from_cells(
         data.expression,
