@@ -168,15 +168,10 @@ class _Fit:
             own[row, [place[target] for target in condition.targets if target in place]] = True
         self.free = (~own).float()
         self.counts: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
-        if levels.unit is not None and levels.dispersion is not None:
-            alpha = torch.as_tensor(levels.dispersion, dtype=torch.float32)
-            level, control = (
-                torch.as_tensor(part / levels.unit, dtype=torch.float32) for part in (levels.level, levels.control)
-            )
-            around = control[self.context].clamp(min=1e-6)
-            # cells of equal information; the error between replicates makes them fewer than there are
-            cells = (1 / torch.maximum(level, 0.1 * around) + alpha) / self.error**2
-            control_cells = (1 / control.clamp(min=1e-6) + alpha) / self.control_error**2
+        if levels.unit is not None and levels.cells is not None and levels.dispersion is not None:
+            level, control = (torch.as_tensor(part / levels.unit, dtype=torch.float32) for part in (levels.level, levels.control))
+            parts = (levels.cells.copy(), levels.control_cells, levels.dispersion)
+            cells, control_cells, alpha = (torch.as_tensor(part, dtype=torch.float32) for part in parts)
             self.counts = level, control, cells, control_cells, alpha
         # observed state of all nodes: what is not measured rests at its level under the act
         with torch.no_grad():

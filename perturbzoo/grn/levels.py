@@ -41,6 +41,9 @@ class Levels:
     unit, dispersion
         Normalised counts per count, and shape ``(G,)``: :math:`\alpha` of the negative binomial whose variance is
         :math:`m + \alpha m^2` in counts. None: only levels and errors are known, and noise is normal on the log scale.
+    cells, control_cells
+        Shapes ``(N, G)`` and ``(K, G)``: how many cells' worth of counts each mean is, the error between repetitions of an
+        experiment taken for fewer of them. None where counts are not known.
     weight
         Shape ``(N,)``: how much each row counts; 1 for measured ones.
     """
@@ -55,6 +58,8 @@ class Levels:
     default_kind: str = "knockout"
     unit: float | None = None
     dispersion: np.ndarray | None = None
+    cells: np.ndarray | None = None
+    control_cells: np.ndarray | None = None
     weight: np.ndarray = field(default_factory=lambda: np.ones(()))
 
     def __post_init__(self) -> None:
@@ -132,19 +137,25 @@ class Levels:
         typical = (size * mean).sum(0) / size.sum()
         around = (size * mean + 4 * typical) / (size + 4)
         floor = np.maximum(around, 0.5 * (base or 1.0) / size)
-        log_error = np.sqrt((base * floor + alpha * floor**2) / size / floor**2 + replicate_error**2)
+        relative = base / floor + alpha  # variance of a cell's level over the level's square
+        log_error = np.sqrt(relative / size + replicate_error**2)
+        worth = relative / log_error**2
         n = len(members)
+        control = mean[n:]
+        if unit is not None:
+            # a gene that no control cell showed: half a count among them all, so that its change is finite
+            control = np.maximum(control, 0.5 * base / size[n:])
         return cls(
             tuple(genes),
             tuple(conditions),
             np.asarray(contexts),
             mean[:n],
-            mean[n:],
+            control,
             log_error[:n],
             log_error[n:],
             default_kind,
             unit,
-            None if unit is None else alpha,
+            *((None, None, None) if unit is None else (alpha, worth[:n], worth[n:])),
         )
 
     @classmethod
@@ -182,6 +193,7 @@ class Levels:
             context=self.context[rows],
             level=self.level[rows],
             error=self.error[rows],
+            cells=None if self.cells is None else self.cells[rows],
             weight=self.weight[rows],
         )
 

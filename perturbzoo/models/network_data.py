@@ -154,6 +154,7 @@ def predicted_levels(levels: Levels, conditions: list[Condition], change: np.nda
         context=np.zeros(len(conditions), dtype=np.int64),
         level=levels.control[[0]] * np.exp(change),
         error=error,
+        cells=None if levels.cells is None else np.broadcast_to(np.median(levels.cells, axis=0), change.shape),
         weight=np.full(len(conditions), weight),
     )
 
@@ -171,5 +172,6 @@ def joined(levels: Levels, extra: Levels | None) -> Levels:
         context=both("context"),
         level=both("level"),
         error=both("error"),
+        cells=None if levels.cells is None else both("cells"),
         weight=both("weight"),
     )
