@@ -249,8 +249,9 @@ class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
         for number, network in enumerate(self.members()):
             seen = levels if number == 0 else levels.with_noise(rng)
             fitted = fit_network(joined(seen, extra), network.candidates, self._options(seed=number))
-            network.load_state_dict(fitted.state_dict())
-            network.acts, network.place = fitted.acts, fitted.place
+            self.networks[number] = fitted.requires_grad_(False).to(self.device)
+            # conditions of the backbone may have acts that no training condition has
+            self.prepared["acts"] = [list(act) for act in fitted.acts]
 
     def _distilled(self, levels: Levels) -> Levels | None:
         """Unmeasured conditions as the backbone predicts them."""
