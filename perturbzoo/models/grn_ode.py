@@ -249,9 +249,8 @@ class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
         for number, network in enumerate(self.members()):
             seen = levels if number == 0 else levels.with_noise(rng)
             fitted = fit_network(joined(seen, extra), network.candidates, self._options(seed=number))
-            self.networks[number] = fitted.requires_grad_(False).to(self.device)
-            # conditions of the backbone may have acts that no training condition has
-            self.prepared["acts"] = [list(act) for act in fitted.acts]
+            network.load_state_dict(fitted.state_dict())
+            network.acts, network.place = fitted.acts, fitted.place
 
     def _distilled(self, levels: Levels) -> Levels | None:
         """Unmeasured conditions as the backbone predicts them."""
@@ -267,6 +266,12 @@ class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
         if not wanted:
             return None
         change = self.backbone_change(wanted, [0] * len(wanted))
+        # the backbone's conditions may have acts that no training condition has: they get strengths, here and in the checkpoint
+        acts = sorted({(act.target, act.kind or levels.default_kind) for one in (*levels.conditions, *wanted) for act in one})
+        self.prepared["acts"] = [list(act) for act in acts]
+        for network in self.members():
+            for name in ("strength", "own"):
+                setattr(network, name, nn.Parameter(torch.zeros(len(acts), device=self.device), requires_grad=False))
         return predicted_levels(levels, wanted, change.cpu().numpy(), weight=self.hparams["distil"])
 
     def training_step(self, batch: PerturbationBatch, batch_idx: int) -> None:  # type: ignore[override]
