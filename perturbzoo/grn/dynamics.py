@@ -220,7 +220,7 @@ class RegulatoryDynamics(nn.Module):
             self.raw_half = nn.Parameter(_inverse_softplus(mean[self.regulators]))
             self.raw_power = nn.Parameter(torch.full((len(regulators),), -0.6931471805599453, dtype=dtype))  # n = 2
         if rank is None:
-            self.weight = nn.Parameter(torch.as_tensor(network.weight, dtype=dtype))
+            self.weight = nn.Parameter(torch.tensor(network.weight, dtype=dtype))  # a copy: a fit must not change the network
         else:
             # a fixed start vector: the same network gives the same parameters
             left, values, right = svds(network.matrix()[:, regulators], k=rank, v0=np.ones(most))

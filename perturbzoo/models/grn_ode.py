@@ -287,6 +287,12 @@ class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
         if not wanted:
             return None
         change = self.backbone_change(wanted, [0] * len(wanted))
+        # the backbone's conditions may have acts that no training condition has: they get strengths, here and in the checkpoint
+        acts = sorted({(act.target, act.kind or levels.default_kind) for one in (*levels.conditions, *wanted) for act in one})
+        self.prepared["acts"] = [list(act) for act in acts]
+        for network in self.members():
+            for name in ("strength", "own"):
+                setattr(network, name, nn.Parameter(torch.zeros(len(acts), device=self.device), requires_grad=False))
         return predicted_levels(levels, wanted, change.cpu().numpy(), weight=self.hparams["distil"])
 
     def training_step(self, batch: PerturbationBatch, batch_idx: int) -> None:  # type: ignore[override]

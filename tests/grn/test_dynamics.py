@@ -271,6 +271,14 @@ def test_anchored_bias_and_production_in_closed_form(kinetics):
     np.testing.assert_allclose(got, expected[1] * f - 0.7 * state, rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_leaves_the_network_as_it_was(dtype):
+    before = NETWORK.weight.copy()
+    with torch.no_grad():
+        make(dtype=dtype).weight += 1
+    np.testing.assert_array_equal(NETWORK.weight, before)
+
+
 def test_anchored_kinetics_start_as_those_that_are_not():
     state = torch.from_numpy(np.random.default_rng(2).lognormal(0, 1, (2, 4)))
     for kinetics in KINETICS:

@@ -275,14 +275,18 @@ def test_joint_needs_a_backbone_that_takes_steps(screen):
         fit(GRNODE(backbone=ADDITIVE, backbone_epochs=1, joint=True, **QUICK), module(screen))
 
 
-def test_distilled_conditions_join_the_fit(screen, monkeypatch):
+def test_distilled_conditions_join_the_fit(screen, monkeypatch, tmp_path):
     """Five that nobody measured, singles first, as the backbone predicts them, with their weight."""
     from perturbzoo.models import grn_ode
 
     seen = []
     original = grn_ode.fit_network
     monkeypatch.setattr(grn_ode, "fit_network", lambda levels, *rest: seen.append(levels) or original(levels, *rest))
-    model = fit(GRNODE(backbone=ADDITIVE, backbone_epochs=1, distil=0.3, distil_conditions=5, tau=0.0, **QUICK), module(screen))
+    model = fit(
+        GRNODE(backbone=ADDITIVE, backbone_epochs=1, distil=0.3, distil_conditions=5, tau=0.0, **QUICK),
+        module(screen),
+        tmp_path,
+    )
     (levels,) = seen
     measured = len(levels.conditions) - 5
     np.testing.assert_array_equal(levels.weight, [1.0] * measured + [0.3] * 5)
@@ -290,6 +294,9 @@ def test_distilled_conditions_join_the_fit(screen, monkeypatch):
     assert not set(extra) & set(levels.conditions[:measured])
     assert {str(one) for one in extra[:2]} == {GENES[6], GENES[7]}
     assert all(len(one) == 2 for one in extra[2:])
+    assert (GENES[6], "interference") in model.members()[0].acts
+    again = perturbzoo.load(tmp_path / "checkpoints/best.ckpt")
+    torch.testing.assert_close(again.network_change(table_of(again, DOUBLES)), model.network_change(table_of(model, DOUBLES)))
     # what the network is shown of them is what the backbone says
     predicted = np.log(levels.level[measured:] / levels.control[0])
     delta = model.expected(torch.as_tensor(predicted, dtype=torch.float32), torch.zeros(5, dtype=torch.int64))
