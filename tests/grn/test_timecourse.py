@@ -198,7 +198,8 @@ def test_cells_are_averaged_by_condition_and_time_and_controls_over_all_times():
     snapshots = Snapshots.from_cells(course, cells, conditions, *where)
     np.testing.assert_allclose(course.levels.level, [[1, 4], [5, 1]], rtol=1e-6)
     np.testing.assert_allclose(course.levels.control, [[5 / 3, 5 / 3]], rtol=1e-6)
-    assert course.times.tolist() == [1.0, 2.0] and course.row.tolist() == [[0], [1]]
+    assert course.times.tolist() == [1.0, 2.0]
+    assert course.row.tolist() == [[0], [1]]
     np.testing.assert_allclose(course.last().level, [[5, 1]], rtol=1e-6)
     second = snapshots.cells[1][0]
     assert second is not None
