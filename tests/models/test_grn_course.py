@@ -83,7 +83,9 @@ def test_trajectory_counts_in_hours(screen, tmp_path):
         default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, limit_train_batches=1, logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
     )  # fmt: skip
-    trainer.fit(model, PerturbSeqDataModule.from_anndata(screen, kind="interference", size_factor_key="depth", cells_per_condition=8))
+    trainer.fit(
+        model, PerturbSeqDataModule.from_anndata(screen, kind="interference", size_factor_key="depth", cells_per_condition=8)
+    )
     decay = model.members()[0].dynamics.decay.numpy()
     np.testing.assert_allclose(decay, 1 / LIFETIME, rtol=0.15)
     controls = screen[screen.obs["perturbation"].astype(str) == "control"].copy()
