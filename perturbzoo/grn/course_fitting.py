@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -255,11 +255,11 @@ class _CourseFit:
         turnover = _Turnover(len(fitted.nodes), options.turnover == "genes").to(dynamics.weight.dtype)
         self.turnover = turnover
         self.raw_delay = nn.Parameter(self.delay / self.scale, requires_grad=options.delays is not None)
-        kinetic = [dynamics.bias, dynamics.weight, fitted.strength, fitted.own]
+        kinetic: list[Tensor] = [dynamics.bias, dynamics.weight, fitted.strength, fitted.own]
         for parameter in kinetic:
             parameter.requires_grad_(True)
         parametrize.register_parametrization(dynamics, "raw_decay", turnover, unsafe=True)
-        timing = [self.raw_delay] if options.delays else []
+        timing: list[Tensor] = [self.raw_delay] if options.delays else []
         timing += (
             [] if options.turnover == "fixed" else [turnover.unit, *([turnover.own] if options.turnover == "genes" else [])]
         )
@@ -287,7 +287,8 @@ class _CourseFit:
     ) -> None:
         if not steps:
             return
-        optimizer = torch.optim.Adam([{"params": kinetic}, *([{"params": timing, "lr": 3 * lr}] if timing else [])], lr=lr)
+        groups: list[dict[str, Any]] = [{"params": kinetic}, *([{"params": timing, "lr": 3 * lr}] if timing else [])]
+        optimizer = torch.optim.Adam(groups, lr=lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lr / 30)
         for step in range(steps):
             optimizer.zero_grad()
