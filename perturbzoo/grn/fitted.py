@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ from perturbzoo.grn.network import GeneRegulatoryNetwork
 from perturbzoo.grn.steady import steady_state
 from perturbzoo.perturbation import KINDS, Condition
 
+TOLERATED = 2.0  # standard errors: medians of some tens of correlated weights scatter themselves
+FEW_CANDIDATES = 20  # of a gene, below which they say little about its own misfit
 WEIGHT_SCALE = 1.0  # standard deviation of the weights of true edges, before anything is known
 ABSENT = 0.5  # standard errors that an edge's weight must be worth to take part in the kinetics
 FAR = torch.tensor(math.inf)
@@ -208,10 +211,23 @@ class FittedNetwork(nn.Module):
         # one Newton step on the likelihood alone takes back what the penalty took
         free = self.dynamics.weight.detach() - slope / information
         share = WEIGHT_SCALE**2 * information
-        evidence = 0.5 * free**2 * information * share / (1 + share) - 0.5 * torch.log1p(share)
-        elsewhere = torch.full_like(free, 2 / len(self.nodes))
+        worth = (free * information.sqrt()) / self._null_spread(free * information.sqrt())
+        evidence = 0.5 * worth**2 * share / (1 + share) - 0.5 * torch.log1p(share)
+        elsewhere = torch.full_like(free, min(0.5, 2 / len(self.nodes)))
         believed = torch.lerp(elsewhere, (0.5 * self.prior).maximum(elsewhere), prior_strength)
         return torch.sigmoid(torch.logit(believed) + evidence)
+
+    def _null_spread(self, worth: Tensor) -> Tensor:
+        """How much wider than tolerated the weights of pairs that are no edges scatter, in standard errors, at least 1, ``(E,)``.
+
+        Most candidates of a gene are no edges, so that the median magnitude tells (Efron 2004, J. Am. Stat. Assoc. 99:96): where
+        the kinetics do not fit a gene, all its candidates seem to matter. Genes with few candidates have the spread of all.
+        """
+        size = pd.Series(worth.abs().cpu().numpy())
+        group = size.groupby(self.candidates.target)
+        middle = group.transform("median").where(group.transform("size") >= FEW_CANDIDATES, size.median())
+        spread = (middle / 0.6745 / TOLERATED).clip(lower=1.0)
+        return torch.as_tensor(spread.to_numpy(), dtype=worth.dtype, device=worth.device)
 
     def pruned(self) -> RegulatoryDynamics:
         """The kinetics without edges that were not found: the same, and faster."""

@@ -21,7 +21,8 @@ alone would have (one Newton step), :math:`a = \sigma_w^2 I` and the prior odds 
 
 .. math:: \log \frac{p}{1 - p} = \log \frac{\pi}{1 - \pi} + \frac{\tilde w^2 I}{2} \frac{a}{1 + a} - \frac12 \log(1 + a)
 
-with :math:`\pi = p_{ij} / 2` for edges of the prior and two in the number of nodes for others, mixed by s.
+with :math:`\pi = p_{ij} / 2` for edges of the prior and two in the number of nodes for others, mixed by s. Where the weights of
+a gene's candidates scatter by more than twice their standard errors, these are taken to be wider by as much.
 """
 
 from __future__ import annotations
@@ -169,7 +170,9 @@ class _Fit:
         self.free = (~own).float()
         self.counts: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
         if levels.unit is not None and levels.cells is not None and levels.dispersion is not None:
-            level, control = (torch.as_tensor(part / levels.unit, dtype=torch.float32) for part in (levels.level, levels.control))
+            level, control = (
+                torch.as_tensor(part / levels.unit, dtype=torch.float32) for part in (levels.level, levels.control)
+            )
             parts = (levels.cells.copy(), levels.control_cells, levels.dispersion)
             cells, control_cells, alpha = (torch.as_tensor(part, dtype=torch.float32) for part in parts)
             self.counts = level, control, cells, control_cells, alpha
