@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import re
@@ -235,6 +236,33 @@ def _checkpoint_config(arguments: Sequence[str]) -> Iterator[list[str]]:
         yield [arguments[0], "--config", str(file), *arguments[1:]]
 
 
+def _dotted(value: Any) -> Any:
+    """Write the classes of nested models in full: the parser knows short names at the top only."""
+    if isinstance(value, dict):
+        value = {name: _dotted(part) for name, part in value.items()}
+        if (name := value.get("class_path")) in MODELS:
+            value["class_path"] = f"{MODELS[name]}.{name}"
+    return [_dotted(part) for part in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def _full_class_names(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Put the full names of classes into configuration files that name a backbone, and into ``--model.init_args.backbone``."""
+    given = list(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        for position, (option, value) in enumerate(itertools.pairwise(arguments), start=1):
+            if option == "--model.init_args.backbone" and value.startswith("{"):
+                given[position] = json.dumps(_dotted(yaml.safe_load(value)))
+            elif option in ("--config", "-c") and Path(value).is_file() and "backbone" in (text := Path(value).read_text()):
+                try:
+                    config = _dotted(yaml.safe_load(text))
+                except yaml.YAMLError:
+                    continue  # said in one line later
+                given[position] = str(Path(folder) / f"{position}_{Path(value).name}")
+                Path(given[position]).write_text(yaml.safe_dump(config))
+        yield given
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what is not addressed to the user."""
@@ -276,7 +304,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in MODELS:
         find_model(name)  # short class names work for imported classes
     torch.set_float32_matmul_precision("high")
-    with _checkpoint_config(arguments) as given, _quiet():
+    with _checkpoint_config(arguments) as read, _full_class_names(read) as given, _quiet():
         try:
             ZooCLI(
                 PerturbationModel,

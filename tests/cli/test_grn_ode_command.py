@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(
     scope="module",
-    params=["alone", pytest.param("around GEARS", marks=pytest.mark.xfail(reason="the parser wants a dot path"))],
+    params=["alone", "around GEARS"],
 )
 def fitted(request: pytest.FixtureRequest, screen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that ``fit`` left."""
