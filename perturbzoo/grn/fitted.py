@@ -221,8 +221,11 @@ class FittedNetwork(nn.Module):
         """How much wider than tolerated the weights of pairs that are no edges scatter, in standard errors, at least 1, ``(E,)``.
 
         Most candidates of a gene are no edges, so that the median magnitude tells (Efron 2004, J. Am. Stat. Assoc. 99:96): where
-        the kinetics do not fit a gene, all its candidates seem to matter. Genes with few candidates have the spread of all.
+        the kinetics do not fit a gene, all its candidates seem to matter. Genes with few candidates have the spread of all; 1 where
+        there are few in all.
         """
+        if len(worth) < FEW_CANDIDATES:
+            return torch.ones_like(worth)
         size = pd.Series(worth.abs().cpu().numpy())
         group = size.groupby(self.candidates.target)
         middle = group.transform("median").where(group.transform("size") >= FEW_CANDIDATES, size.median())

@@ -143,8 +143,8 @@ class Levels:
         n = len(members)
         control = mean[n:]
         if unit is not None:
-            # a gene that no control cell showed: half a count among them all, so that its change is finite
-            control = np.maximum(control, 0.5 * base / size[n:])
+            # a gene that other cells showed, but no control cell: half a count among them all, so that its change is finite
+            control = np.where(typical > 0, np.maximum(control, 0.5 * base / size[n:]), control)
         return cls(
             tuple(genes),
             tuple(conditions),

@@ -40,12 +40,12 @@ def small(**changes) -> Levels:
 
 
 def test_levels_of_cells_by_hand():
-    """Means of counts, not of their logs, times the unit; in each context its own controls."""
+    """Means of counts, not of their logs, times the unit; in each context its own controls, of which half a count is the least."""
     counts = np.array([[2.0, 0], [4, 0], [1, 1], [3, 5], [8, 2], [0, 2]])
     members, controls = [np.array([0, 1]), np.array([4])], [np.array([2, 3]), np.array([5])]
     levels = of_counts(counts, members, controls, unit=2.0, contexts=np.array([0, 1]))
     np.testing.assert_allclose(levels.level, [[6, 0], [16, 4]], rtol=1e-6)
-    np.testing.assert_allclose(levels.control, [[4, 6], [0, 4]], rtol=1e-6)
+    np.testing.assert_allclose(levels.control, [[4, 6], [1, 4]], rtol=1e-6)
     assert [str(one) for one in levels.conditions] == ["A", "B"]
 
 
