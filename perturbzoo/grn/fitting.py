@@ -295,15 +295,21 @@ class _Fit:
     def _descend(self, stage: str, parameters: list[Tensor], steps: int, lr: float, loss: Callable[[], Tensor]) -> None:
         optimizer = torch.optim.Adam(parameters, lr=lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lr / 30)
+        best, kept = math.inf, [parameter.detach().clone() for parameter in parameters]
         for step in range(steps):
             optimizer.zero_grad()
             with parametrize.cached():  # the same gates everywhere in a step
                 total = loss() + self._penalties() + self._prior_of_strength()
             total.backward()
+            if float(total.detach()) < best:
+                best, kept = float(total.detach()), [parameter.detach().clone() for parameter in parameters]
             optimizer.step()
             schedule.step()
             if self.report is not None:
                 self.report(stage, step, float(total.detach()))
+        # where feedback is strong the fixed points may run away: back to the best of the way
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.data.copy_(value)
 
     def _penalties(self) -> Tensor:
         fitted, options, dynamics = self.fitted, self.options, self.fitted.dynamics
