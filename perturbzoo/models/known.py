@@ -7,6 +7,7 @@ Every simple baseline is a weighted mean of the training pairs' deltas, so each 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,10 @@ class TrainingDeltas(nn.Module):
         self.register_buffer("_mean", self._means(everything, n_contexts), persistent=False)
         single = acts == 1
         alone = self._means(single if single.any() else everything, n_contexts)
+        # the one intervention of each single; at dose 0, which is none, in the row of a combination
+        first = (self.table.present & (self.table.dose > 0)).int().argmax(dim=1)
+        self._alone = self.table.single(torch.arange(len(self)), first)
+        self._alone.dose[~single] = 0.0
         # without singles, a combination's change is shared among its targets: their sum is then of the right size
         self.register_buffer("_mean_single", alone / acts.clamp(min=1), persistent=False)
 
@@ -143,6 +148,58 @@ class TrainingDeltas(nn.Module):
                 same = [known for known in rows if self._context[known] == context] or rows
                 weights[row, same] = 1.0 / len(same)
         return weights
+
+    def response_weights(self, table: ConditionTable) -> Tensor:
+        """``(C, P)``: weights on what was measured of C single interventions, in all contexts and at all doses; 0 where nothing was.
+
+        The change is taken to be proportional to log2(1 + dose), as the networks take it: the least-squares line through what
+        was measured, and the mean where there is one dose.
+        """
+        trained = self._alone.to(table.targets.device)
+        same = (table.targets == trained.targets.T) & (table.kind == trained.kind.T) & (trained.dose.T > 0)  # (C, P)
+        strength = same * torch.log2(1 + trained.dose.T)
+        squares = strength.square().sum(dim=1, keepdim=True)
+        return torch.log2(1 + table.dose) * strength / torch.where(squares > 0, squares, 1)
+
+    def without_own(self, table: ConditionTable, weights: Tensor) -> Tensor:
+        """Move weights ``(C, P)`` for C single interventions from the pairs that have their targets to the others.
+
+        Where there are no others, weights stay as they are.
+        """
+        trained = self.table.to(table.targets.device)
+        own = ((trained.targets == table.targets[:, :, None]) & (trained.dose > 0)).any(dim=2)  # (C, 1, K) to (C, P)
+        others = weights * ~own
+        left = others.sum(dim=1, keepdim=True)
+        return torch.where(left > 0, others * weights.sum(dim=1, keepdim=True) / torch.where(left > 0, left, 1), weights)
+
+    def sum_weights(
+        self,
+        table: ConditionTable,
+        hidden: Tensor | None = None,
+        unmeasured: Callable[[TrainingDeltas, ConditionTable], Tensor] | None = None,
+    ) -> Tensor:
+        """``(C, P)``: the sum over targets of what each did alone, or of what would be said of it had it never been perturbed.
+
+        Parameters
+        ----------
+        table
+            C conditions.
+        hidden
+            Shape ``(C, K)``, bool: interventions whose target is treated as never perturbed: nothing measured of it has a say.
+        unmeasured
+            Weights ``(A, P)`` for A single interventions whose target nobody measured alone, such as
+            :class:`perturbzoo.models.neighbours.Neighbours`; None for the mean single.
+        """
+        row, column = torch.nonzero(table.present & (table.dose > 0), as_tuple=True)
+        alone = table.single(row, column)  # A rows, one for each intervention
+        parts = self.response_weights(alone)  # (A, P)
+        unknown = ~parts.any(dim=1)
+        if hidden is not None:
+            unknown = unknown | hidden[row, column]
+        asked = alone.select(torch.nonzero(unknown).ravel())
+        said = self.mean_single_weights(asked) if unmeasured is None else unmeasured(self, asked)
+        parts[unknown] = self.without_own(asked, said)
+        return parts.new_zeros(len(table), len(self)).index_add_(0, row, parts)
 
     def residual_weights(self, table: ConditionTable) -> Tensor:
         """``(C, P)``: what a residual model starts from: the mean single for a single, the sum of singles for a combination.

@@ -142,3 +142,26 @@ def test_own_weights(make_screen: Any) -> None:
         known.own_weights(asked),
         [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
     )
+
+
+def test_what_was_measured_of_a_target(make_screen: Any) -> None:
+    """A line through 0 in log2(1 + dose): strengths 1 and 2 of A@1 and A@3 weigh s/5 and 2s/5; over contexts a mean."""
+    spec, _ = make_screen(["A", "A@3", "A+B", "B:activation", "A@0+C"], other_targets=["X"])
+    known = TrainingDeltas(spec)
+    asked = table_of(known, spec, ["A", "A@3", "A@7", "B", "B:activation", "C", "X"])
+    check(
+        known.response_weights(asked),
+        [[0.2, 0.4, 0, 0, 0], [0.4, 0.8, 0, 0, 0], [0.6, 1.2, 0, 0, 0], [0] * 5, [0, 0, 0, 1, 0], [0, 0, 0, 0, 1], [0] * 5],
+    )
+    spec, _ = make_screen([("A", 0), ("A", 1), ("B", 1)], n_contexts=2)
+    known = TrainingDeltas(spec)
+    check(known.response_weights(table_of(known, spec, ["A", "A", "B"], [0, -1, 0])), [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]])
+
+
+def test_without_own(make_screen: Any) -> None:
+    """A target's own pairs, combinations too, give their weight to the others in proportion; the last ones keep it."""
+    spec, _ = make_screen(["A", "B", "A+B", "C"])
+    known = TrainingDeltas(spec)
+    asked = table_of(known, spec, ["A", "C"])
+    weights = torch.tensor([[0.4, 0.1, 0.1, 0.2], [0.0, 0.0, 0.0, 0.5]])
+    check(known.without_own(asked, weights), [[0, 0.8 / 3, 0, 1.6 / 3], [0, 0, 0, 0.5]])
