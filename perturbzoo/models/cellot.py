@@ -161,8 +161,8 @@ class CellOT(TransportModel):
     perturbation_graph
         As in :func:`perturbzoo.data.graphs.build_graph`; None takes the data module's.
     unseen_rate
-        Share of targets treated as never perturbed in a training step, by start and g, whereby g learns what table and graph
-        tell about a target. f, which is no part of predictions, always sees the condition.
+        Share of targets treated as never perturbed in steps of g, by start and encoder, whereby g learns what table and graph tell
+        about a target. f, which is no part of predictions, always sees the condition.
     g_steps
         Steps of g for each step of f, on the same batch. The paper's 10 are on batches of their own.
     average
@@ -224,32 +224,22 @@ class CellOT(TransportModel):
     # ------------------------------------------------------------------ the dual
 
     def away(self, batch: PerturbationBatch, hidden: Tensor) -> Tensor:
-        """Shape ``(C, d)``: how far the start without the hidden targets is from the start with them."""
+        """Shape ``(C, d)``: position of the start without the hidden targets minus that of the start with them."""
         table, control = batch.table, batch.context_control
         return self.latent.difference(control + self.start_change(table, hidden), control + self.start_change(table))
 
-    def g_loss(
-        self, batch: PerturbationBatch, source: Tensor, hidden: Tensor | None = None, away: Tensor | None = None
-    ) -> Tensor:
-        """``mean f(T(x)) - <x, T(x)>`` over the batch, of which g learns.
+    def g_loss(self, batch: PerturbationBatch, source: Tensor) -> Tensor:
+        """``mean f(T(x)) - <x, T(x)>`` over the batch, of which g learns, in training without the targets that :meth:`hide` draws.
 
-        Parameters
-        ----------
-        batch, source
-            The batch, and positions ``(B, d)`` of its control cells.
-        hidden
-            What :meth:`hide` drew: g moves cells without knowing these targets.
-        away
-            Shape ``(C, d)``: the start without these targets minus the start with them, in positions. f knows all targets and is in
-            the place of the latter.
+        f knows all targets: what g moves from another start is brought to where f expects it.
         """
-        context = self.position_of_context(batch.context_control)
+        context, hidden = self.position_of_context(batch.context_control), self.hide(batch.table)
         with torch.no_grad():
             opponent = self.f.condition(self.f_conditions(batch.table, context))
         state = self.g.condition(self.g_conditions(batch.table, context, hidden))
         moved = self.g.gradient(source, state[batch.row], create_graph=True)
-        if away is not None:
-            moved = moved + away[batch.row]
+        if hidden is not None:
+            moved = moved + self.away(batch, hidden)[batch.row]
         return (self.f(moved, opponent[batch.row]) - (source * moved).sum(dim=1)).mean()
 
     def f_loss(self, batch: PerturbationBatch, source: Tensor, target: Tensor) -> Tensor:
@@ -265,15 +255,13 @@ class CellOT(TransportModel):
         return {"g": self.g_loss(batch, source), "f": self.f_loss(batch, source, target)}
 
     def training_step(self, batch: PerturbationBatch, batch_idx: int) -> None:  # type: ignore[override]
-        hidden = self.hide(batch.table)
         with torch.no_grad():
             source, target = self.source_and_target(batch)
-            away = None if hidden is None else self.away(batch, hidden)
         optimizers: Any = self.optimizers()
         f_optimizer, g_optimizer = optimizers
         self.toggle_optimizer(g_optimizer)  # no gradients for f, which the loss of g runs through
         for _ in range(self.hparams["g_steps"]):
-            g_loss = self.g_loss(batch, source, hidden, away)
+            g_loss = self.g_loss(batch, source)
             self._step(g_optimizer, g_loss, self.g)
         self.untoggle_optimizer(g_optimizer)
         f_loss = self.f_loss(batch, source, target)

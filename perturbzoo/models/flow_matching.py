@@ -220,13 +220,12 @@ class FlowMatching(TransportModel):
         return target[torch.from_numpy(partner).to(target.device)]
 
     def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
+        t = torch.rand(len(batch), device=batch.control.device)
         hidden = self.hide(batch.table)
         with torch.no_grad():
             source, target = self.source_and_target(batch, hidden)
             target = self.partners(batch, source, target)
-        t = torch.rand(len(batch), device=source.device)
-        state = self.state(batch, hidden)
-        velocity = self.velocity(torch.lerp(source, target, t[:, None]), t, state)
+        velocity = self.velocity(torch.lerp(source, target, t[:, None]), t, self.state(batch, hidden))
         return {"velocity": (velocity - (target - source)).square().mean()}
 
     def configure_optimizers(self) -> Any:

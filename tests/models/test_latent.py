@@ -139,7 +139,7 @@ def test_targets_are_hidden_in_training_only(adata: Any) -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_start_and_encoder_hide_the_same_targets(adata: Any, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One draw in each training step. f of CellOT, the opponent, is told everything."""
+    """One draw for both, in each step. f of CellOT, the opponent, is told everything."""
     drawn: list[Any] = []
     told: dict[str, list[Any]] = {"start": [], "encoder": []}
     hide, start, encode = latent.TransportModel.hide, latent.TransportModel.start_change, latent.ConditionEncoder.forward
