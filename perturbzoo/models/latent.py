@@ -289,8 +289,7 @@ class TransportModel(PerturbationModel):
         if self.hparams["start"] != "identity":
             self.known = TrainingDeltas(spec)
             self.neighbours: Neighbours | None = None
-            import os
-            if os.environ.get("NEIGH") and "graph" in self.prepared and self.hparams["start"] != "mean_shift":
+            if "graph" in self.prepared and self.hparams["start"] != "mean_shift":
                 self.neighbours = Neighbours(self.known, self.prepared["graph"], len(self.target_names))
 
     def new_condition_encoder(self) -> ConditionEncoder:
