@@ -175,8 +175,8 @@ class TrainingDeltas(nn.Module):
     def sum_weights(
         self,
         table: ConditionTable,
+        unmeasured: Callable[[TrainingDeltas, ConditionTable], Tensor],
         hidden: Tensor | None = None,
-        unmeasured: Callable[[TrainingDeltas, ConditionTable], Tensor] | None = None,
     ) -> Tensor:
         """``(C, P)``: the sum over targets of what each did alone, or of what would be said of it had it never been perturbed.
 
@@ -184,11 +184,11 @@ class TrainingDeltas(nn.Module):
         ----------
         table
             C conditions.
+        unmeasured
+            Gives weights ``(A, P)`` for A single interventions whose target nobody measured alone:
+            :class:`perturbzoo.models.neighbours.Neighbours`, or ``TrainingDeltas.mean_single_weights``.
         hidden
             Shape ``(C, K)``, bool: interventions whose target is treated as never perturbed: nothing measured of it has a say.
-        unmeasured
-            Weights ``(A, P)`` for A single interventions whose target nobody measured alone, such as
-            :class:`perturbzoo.models.neighbours.Neighbours`; None for the mean single.
         """
         row, column = torch.nonzero(table.present & (table.dose > 0), as_tuple=True)
         alone = table.single(row, column)  # A rows, one for each intervention
@@ -197,8 +197,7 @@ class TrainingDeltas(nn.Module):
         if hidden is not None:
             unknown = unknown | hidden[row, column]
         asked = alone.select(torch.nonzero(unknown).ravel())
-        said = self.mean_single_weights(asked) if unmeasured is None else unmeasured(self, asked)
-        parts[unknown] = self.without_own(asked, said)
+        parts[unknown] = self.without_own(asked, unmeasured(self, asked))
         return parts.new_zeros(len(table), len(self)).index_add_(0, row, parts)
 
     def residual_weights(self, table: ConditionTable) -> Tensor:

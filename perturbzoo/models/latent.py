@@ -288,9 +288,7 @@ class TransportModel(PerturbationModel):
         self.register_buffer("context_centre", torch.from_numpy(spec.control_mean.mean(axis=0)), persistent=False)
         if self.hparams["start"] != "identity":
             self.known = TrainingDeltas(spec)
-            self.neighbours: Neighbours | None = None
-            if "graph" in self.prepared and self.hparams["start"] != "mean_shift":
-                self.neighbours = Neighbours(self.known, self.prepared["graph"], len(self.target_names))
+            self.neighbours = Neighbours(self.known, self.prepared.get("graph"), len(self.target_names))
 
     def new_condition_encoder(self) -> ConditionEncoder:
         # with a single context its profile would be a constant
@@ -303,8 +301,7 @@ class TransportModel(PerturbationModel):
     def on_fit_start(self) -> None:
         if self.hparams["start"] != "identity":
             self.known.fit(self.data.training_pseudobulks())
-            if self.neighbours is not None:
-                self.neighbours.fit(self.known)
+            self.neighbours.fit(self.known)
 
     # ------------------------------------------------------------------ what a pair says
 
@@ -317,9 +314,8 @@ class TransportModel(PerturbationModel):
 
         Encoder and start get the same draw: what table and graph tell of a target is learned where the start does not know it.
         """
-        if not self.training or self.hparams["unseen_rate"] == 0:
-            return None
-        return torch.rand(table.targets.shape, device=table.targets.device) < self.hparams["unseen_rate"]
+        rate = self.hparams["unseen_rate"] if self.training else 0.0
+        return torch.rand(table.targets.shape, device=table.targets.device) < rate if rate > 0 else None
 
     def start_change(self, table: ConditionTable, hidden: Tensor | None = None) -> Tensor:
         """Shape ``(C, G)``: the change of each pair before the model has its say, with the targets unknown that :meth:`hide` drew.
@@ -328,11 +324,11 @@ class TransportModel(PerturbationModel):
         """
         if self.hparams["start"] == "identity":
             return self.context_centre.new_zeros(len(table), self.get_spec().n_genes)
-        active = table.present & (table.dose > 0)  # (C, K)
+        active = table.present & (table.dose > 0)
         anywhere = replace(table, context=torch.full_like(table.context, -1))
         if self.hparams["start"] == "mean_shift":
             return (self.known.mean_weights(anywhere) * active.any(dim=1, keepdim=True)) @ self.known.value
-        weights = self.known.sum_weights(anywhere, hidden, self.neighbours)
+        weights = self.known.sum_weights(anywhere, self.neighbours, hidden)
         if self.hparams["start"] == "measured":
             own = self.known.own_weights(table)
             seen = own.any(dim=1)
