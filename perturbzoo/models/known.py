@@ -150,16 +150,22 @@ class TrainingDeltas(nn.Module):
         return weights
 
     def response_weights(self, table: ConditionTable) -> Tensor:
-        """``(C, P)``: weights on what was measured of C single interventions, in all contexts and at all doses; 0 where nothing was.
+        """``(C, P)``: weights on what was measured of C single interventions, the mean over all contexts; 0 where nothing was.
 
-        The change is taken to be proportional to log2(1 + dose), as the networks take it: the least-squares line through what
-        was measured, and the mean where there is one dose.
+        A dose between measured ones is interpolated over log2(1 + dose), from no change at dose 0; the largest one counts for
+        those above it.
         """
         trained = self._alone.to(table.targets.device)
         same = (table.targets == trained.targets.T) & (table.kind == trained.kind.T) & (trained.dose.T > 0)  # (C, P)
-        strength = same * torch.log2(1 + trained.dose.T)
-        squares = strength.square().sum(dim=1, keepdim=True)
-        return torch.log2(1 + table.dose) * strength / torch.where(squares > 0, squares, 1)
+        asked, dose = table.dose, trained.dose.T  # (C, 1) and (1, P)
+        below = torch.where(same & (dose <= asked), dose, 0.0).amax(dim=1, keepdim=True)
+        above = torch.where(same & (dose > asked), dose, torch.inf).amin(dim=1, keepdim=True)
+        share = torch.log2((1 + asked) / (1 + below)) / torch.log2((1 + above) / (1 + below))  # 0 where nothing is above
+        weights = torch.zeros_like(same, dtype=dose.dtype)
+        for level, part in ((below, 1 - share), (above, share)):
+            at = (same & (dose == level)).to(dose)
+            weights += part * at / at.sum(dim=1, keepdim=True).clamp(min=1)
+        return weights
 
     def without_own(self, table: ConditionTable, weights: Tensor) -> Tensor:
         """Move weights ``(C, P)`` for C single interventions from the pairs that have their targets to the others.

@@ -145,13 +145,16 @@ def test_own_weights(make_screen: Any) -> None:
 
 
 def test_what_was_measured_of_a_target(make_screen: Any) -> None:
-    """A line through 0 in log2(1 + dose): strengths 1 and 2 of A@1 and A@3 weigh s/5 and 2s/5; over contexts a mean."""
-    spec, _ = make_screen(["A", "A@3", "A+B", "B:activation", "A@0+C"], other_targets=["X"])
+    """Between doses 1 and 7, where log2(1 + dose) is 1 and 3, dose 3 is in the middle; below 1 towards nothing; above 7 as at 7."""
+    spec, _ = make_screen(["A", "A@7", "A+B", "B:activation", "A@0+C"], other_targets=["X"])
     known = TrainingDeltas(spec)
-    asked = table_of(known, spec, ["A", "A@3", "A@7", "B", "B:activation", "C", "X"])
+    half = float(np.sqrt(2) - 1)  # log2(1 + dose) is 1/2
+    asked = table_of(known, spec, ["A", "A@7", "A@3", f"A@{half!r}", "A@100", "B", "B:activation", "C", "X"])
+    middle, nothing = [0.5, 0.5, 0, 0, 0], [0, 0, 0, 0, 0]
     check(
         known.response_weights(asked),
-        [[0.2, 0.4, 0, 0, 0], [0.4, 0.8, 0, 0, 0], [0.6, 1.2, 0, 0, 0], [0] * 5, [0, 0, 0, 1, 0], [0, 0, 0, 0, 1], [0] * 5],
+        [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], middle, [0.5, 0, 0, 0, 0], [0, 1, 0, 0, 0], nothing, [0, 0, 0, 1, 0]]
+        + [[0, 0, 0, 0, 1], nothing],
     )
     spec, _ = make_screen([("A", 0), ("A", 1), ("B", 1)], n_contexts=2)
     known = TrainingDeltas(spec)
