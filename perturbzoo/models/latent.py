@@ -320,7 +320,7 @@ class TransportModel(PerturbationModel):
     def start_change(self, table: ConditionTable, hidden: Tensor | None = None) -> Tensor:
         """Shape ``(C, G)``: the change of each pair before the model has its say, with the targets unknown that :meth:`hide` drew.
 
-        It is the same in all contexts: a context's own change would leave nothing to learn for a new one.
+        But for ``measured``, it is the same in all contexts: a context's own change would leave nothing to learn for a new one.
         """
         if self.hparams["start"] == "identity":
             return self.context_centre.new_zeros(len(table), self.get_spec().n_genes)
@@ -331,10 +331,9 @@ class TransportModel(PerturbationModel):
         weights = self.known.sum_weights(anywhere, self.neighbours, hidden)
         if self.hparams["start"] == "measured":
             own = self.known.own_weights(table)
-            seen = own.any(dim=1)
-            if hidden is not None:
-                seen = seen & ~(hidden & active).any(dim=1)
-            weights = torch.where(seen[:, None], own, weights)
+            # with a hidden target a condition counts as new
+            new = ~own.any(dim=1) if hidden is None else ~own.any(dim=1) | (hidden & active).any(dim=1)
+            weights = torch.where(new[:, None], weights, own)
         return weights @ self.known.value
 
     # ------------------------------------------------------------------ moving cells
