@@ -8,7 +8,7 @@ The ceiling is one half of the observed cells compared with the other. Every row
 of a half's size, and the mean over random halvings is shown.
 
 A contender is a model with the arguments of its file in configs/model; for a model that moves cells a space (`pca`, `genes`, or `scvi`
-with 20 dimensions) and a start (`identity`, `mean_shift`, `additive`) may follow: `CellOT:scvi`, `CellOT:pca:identity`.
+with 20 dimensions) and a start (`identity`, `mean_shift`, `additive`, `measured`) may follow: `CellOT:scvi`, `CellOT:pca:identity`.
 """
 
 from __future__ import annotations

@@ -140,10 +140,10 @@ class CellOT(TransportModel):
         Options of that scVI model, as in :func:`perturbzoo.models.scvi_space.understand_options`; None for its defaults.
     start
         What is added to every map: ``identity``, nothing, as in the paper; ``mean_shift``, the mean change of the training
-        conditions; ``additive``, for combinations the sum of their targets' changes, otherwise the mean single. The model is then
-        already the baseline before training, and learns what differs. ``measured``: each training condition's own mean
-        change, from which it learns the shape of the distribution alone, and what is additive for others: for filling in
-        distributions of conditions that were measured, not for unseen ones.
+        conditions; ``additive``, the sum of what each target did alone, and for a target nobody measured alone what its
+        neighbours in the graph and the mean single say. The model is then already the baseline before training, and learns
+        what differs. ``measured``: as additive, but each training condition starts from its own mean change, a combination
+        too: for filling in distributions of what was measured.
     keep_residual
         Keep what the axes cannot hold from the control cell; otherwise predict the decoded position, as the paper does, which
         loses the variance beyond the axes.
@@ -161,8 +161,8 @@ class CellOT(TransportModel):
     perturbation_graph
         As in :func:`perturbzoo.data.graphs.build_graph`; None takes the data module's.
     unseen_rate
-        Share of targets treated as never perturbed in steps of g, whereby g learns what table and graph tell about a target.
-        f, which is no part of predictions, always sees the condition.
+        Share of targets treated as never perturbed in steps of g, by start and encoder, whereby g learns what table and graph tell
+        about a target. f, which is no part of predictions, always sees the condition.
     g_steps
         Steps of g for each step of f, on the same batch. The paper's 10 are on batches of their own.
     average
@@ -223,13 +223,23 @@ class CellOT(TransportModel):
 
     # ------------------------------------------------------------------ the dual
 
+    def away(self, batch: PerturbationBatch, hidden: Tensor) -> Tensor:
+        """Shape ``(C, d)``: position of the start without the hidden targets minus that of the start with them."""
+        table, control = batch.table, batch.context_control
+        return self.latent.difference(control + self.start_change(table, hidden), control + self.start_change(table))
+
     def g_loss(self, batch: PerturbationBatch, source: Tensor) -> Tensor:
-        """``mean f(T(x)) - <x, T(x)>`` over the batch, of which g learns."""
-        context, rate = self.position_of_context(batch.context_control), self.hparams["unseen_rate"] if self.training else 0.0
+        """``mean f(T(x)) - <x, T(x)>`` over the batch, of which g learns, in training without the targets that :meth:`hide` draws.
+
+        f knows all targets: what g moves from another start is brought to where f expects it.
+        """
+        context, hidden = self.position_of_context(batch.context_control), self.hide(batch.table)
         with torch.no_grad():
             opponent = self.f.condition(self.f_conditions(batch.table, context))
-        state = self.g.condition(self.g_conditions(batch.table, context, rate))
+        state = self.g.condition(self.g_conditions(batch.table, context, hidden))
         moved = self.g.gradient(source, state[batch.row], create_graph=True)
+        if hidden is not None:
+            moved = moved + self.away(batch, hidden)[batch.row]
         return (self.f(moved, opponent[batch.row]) - (source * moved).sum(dim=1)).mean()
 
     def f_loss(self, batch: PerturbationBatch, source: Tensor, target: Tensor) -> Tensor:

@@ -140,9 +140,9 @@ class FlowMatching(TransportModel):
         Options of that scVI model, as in :func:`perturbzoo.models.scvi_space.understand_options`; None for its defaults.
     start
         What is added to every map: ``identity``, nothing; ``mean_shift``, the mean change of the training conditions;
-        ``additive``, for combinations the sum of their targets' changes, otherwise the mean single. ``measured``: each training condition's
-        own mean change, from which the model learns the shape of the distribution alone, and what is additive for others: for
-        filling in distributions of conditions that were measured, not for unseen ones.
+        ``additive``, the sum of what each target did alone, and for a target nobody measured alone what its neighbours in the graph
+        and the mean single say; ``measured``: as additive, but each training condition starts from its own mean change, a
+        combination too: for filling in distributions of what was measured.
     keep_residual
         Keep what the axes cannot hold from the control cell; otherwise predict the decoded position.
     coupling
@@ -159,7 +159,8 @@ class FlowMatching(TransportModel):
     perturbation_graph
         As in :func:`perturbzoo.data.graphs.build_graph`; None takes the data module's.
     unseen_rate
-        Share of targets treated as never perturbed in a training step.
+        Share of targets treated as never perturbed in a training step, by start and network, whereby the network learns what
+        table and graph tell about a target.
     integration_steps
         Steps of the midpoint rule from control to prediction.
     lr, weight_decay
@@ -198,10 +199,10 @@ class FlowMatching(TransportModel):
         self.velocity = VelocityField(self.latent.dimension, *sizes, self.latent.spread)
         self.conditions = self.new_condition_encoder()
 
-    def state(self, batch: PerturbationBatch, unseen_rate: float = 0.0) -> tuple[Tensor, Tensor]:
+    def state(self, batch: PerturbationBatch, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the field needs of each cell's condition: computed for each pair, then gathered."""
         context = self.position_of_context(batch.context_control)
-        modulation, direct = self.velocity.condition(self.conditions(batch.table, context, unseen_rate))
+        modulation, direct = self.velocity.condition(self.conditions(batch.table, context, hidden))
         return modulation[batch.row], direct[batch.row]
 
     def transport(self, batch: PerturbationBatch, position: Tensor) -> Tensor:
@@ -219,12 +220,12 @@ class FlowMatching(TransportModel):
         return target[torch.from_numpy(partner).to(target.device)]
 
     def loss(self, batch: PerturbationBatch) -> dict[str, Tensor]:
+        t = torch.rand(len(batch), device=batch.control.device)
+        hidden = self.hide(batch.table)
         with torch.no_grad():
-            source, target = self.source_and_target(batch)
+            source, target = self.source_and_target(batch, hidden)
             target = self.partners(batch, source, target)
-        t = torch.rand(len(batch), device=source.device)
-        state = self.state(batch, self.hparams["unseen_rate"] if self.training else 0.0)
-        velocity = self.velocity(torch.lerp(source, target, t[:, None]), t, state)
+        velocity = self.velocity(torch.lerp(source, target, t[:, None]), t, self.state(batch, hidden))
         return {"velocity": (velocity - (target - source)).square().mean()}
 
     def configure_optimizers(self) -> Any:

@@ -7,6 +7,7 @@ Every simple baseline is a weighted mean of the training pairs' deltas, so each 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,10 @@ class TrainingDeltas(nn.Module):
         self.register_buffer("_mean", self._means(everything, n_contexts), persistent=False)
         single = acts == 1
         alone = self._means(single if single.any() else everything, n_contexts)
+        # the one intervention of each single; at dose 0, which is none, in the row of a combination
+        first = (self.table.present & (self.table.dose > 0)).int().argmax(dim=1)
+        self._alone = self.table.single(torch.arange(len(self)), first)
+        self._alone.dose[~single] = 0.0
         # without singles, a combination's change is shared among its targets: their sum is then of the right size
         self.register_buffer("_mean_single", alone / acts.clamp(min=1), persistent=False)
 
@@ -143,6 +148,63 @@ class TrainingDeltas(nn.Module):
                 same = [known for known in rows if self._context[known] == context] or rows
                 weights[row, same] = 1.0 / len(same)
         return weights
+
+    def response_weights(self, table: ConditionTable) -> Tensor:
+        """``(C, P)``: weights on what was measured of C single interventions, the mean over all contexts; 0 where nothing was.
+
+        A dose between measured ones is interpolated over log2(1 + dose), from no change at dose 0; the largest one counts for
+        those above it.
+        """
+        trained = self._alone.to(table.targets.device)
+        same = (table.targets == trained.targets.T) & (table.kind == trained.kind.T) & (trained.dose.T > 0)  # (C, P)
+        asked, dose = table.dose, trained.dose.T  # (C, 1) and (1, P)
+        below = torch.where(same & (dose <= asked), dose, 0.0).amax(dim=1, keepdim=True)
+        above = torch.where(same & (dose > asked), dose, torch.inf).amin(dim=1, keepdim=True)
+        share = torch.log2((1 + asked) / (1 + below)) / torch.log2((1 + above) / (1 + below))  # 0 where nothing is above
+        weights = torch.zeros_like(same, dtype=dose.dtype)
+        for level, part in ((below, 1 - share), (above, share)):
+            at = (same & (dose == level)).to(dose)
+            weights += part * at / at.sum(dim=1, keepdim=True).clamp(min=1)
+        return weights
+
+    def without_own(self, table: ConditionTable, weights: Tensor) -> Tensor:
+        """Move weights ``(C, P)`` for C single interventions from the pairs that have their targets to the others.
+
+        Where there are no others, weights stay as they are.
+        """
+        trained = self.table.to(table.targets.device)
+        own = ((trained.targets == table.targets[:, :, None]) & (trained.dose > 0)).any(dim=2)  # (C, 1, K) to (C, P)
+        others = weights * ~own
+        left = others.sum(dim=1, keepdim=True)
+        return torch.where(left > 0, others * weights.sum(dim=1, keepdim=True) / torch.where(left > 0, left, 1), weights)
+
+    def sum_weights(
+        self,
+        table: ConditionTable,
+        unmeasured: Callable[[TrainingDeltas, ConditionTable], Tensor],
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """``(C, P)``: the sum over targets of what each did alone, or of what would be said of it had it never been perturbed.
+
+        Parameters
+        ----------
+        table
+            C conditions.
+        unmeasured
+            Gives weights ``(A, P)`` for A single interventions whose target nobody measured alone:
+            :class:`perturbzoo.models.neighbours.Neighbours`, or ``TrainingDeltas.mean_single_weights``.
+        hidden
+            Shape ``(C, K)``, bool: interventions whose target is treated as never perturbed: nothing measured of it has a say.
+        """
+        row, column = torch.nonzero(table.present & (table.dose > 0), as_tuple=True)
+        alone = table.single(row, column)  # A rows, one for each intervention
+        parts = self.response_weights(alone)  # (A, P)
+        unknown = ~parts.any(dim=1)
+        if hidden is not None:
+            unknown = unknown | hidden[row, column]
+        asked = alone.select(torch.nonzero(unknown).ravel())
+        parts[unknown] = self.without_own(asked, unmeasured(self, asked))
+        return parts.new_zeros(len(table), len(self)).index_add_(0, row, parts)
 
     def residual_weights(self, table: ConditionTable) -> Tensor:
         """``(C, P)``: what a residual model starts from: the mean single for a single, the sum of singles for a combination.

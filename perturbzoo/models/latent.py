@@ -30,6 +30,7 @@ from perturbzoo.evaluation.distribution import energy_distance
 from perturbzoo.evaluation.pseudobulk import PseudobulkSums
 from perturbzoo.models.base import PerturbationModel, Prediction
 from perturbzoo.models.known import TrainingDeltas
+from perturbzoo.models.neighbours import Neighbours
 from perturbzoo.models.targets import TargetVectors, prepare_targets
 from perturbzoo.perturbation import KINDS
 
@@ -189,7 +190,7 @@ class ConditionEncoder(nn.Module):
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, table: ConditionTable, position: Tensor, unseen_rate: float = 0.0) -> Tensor:
+    def forward(self, table: ConditionTable, position: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Encode C pairs.
 
         Parameters
@@ -198,8 +199,8 @@ class ConditionEncoder(nn.Module):
             The pairs.
         position
             Shape ``(C, d)``: mean control position of each pair's context, relative to the mean of all.
-        unseen_rate
-            Share of targets treated as never perturbed, whereby what the table and graph tell of a target is learned.
+        hidden
+            Shape ``(C, K)``, bool: interventions whose target is treated as never perturbed.
 
         Returns
         -------
@@ -208,8 +209,7 @@ class ConditionEncoder(nn.Module):
         seen, unseen = self.targets()
         index = table.targets.clamp(min=0)
         acts = seen[index]  # (C, K, e)
-        if unseen_rate > 0:
-            hidden = torch.rand(index.shape, device=acts.device) < unseen_rate
+        if hidden is not None:
             acts = torch.where(hidden[..., None], unseen[index], acts)
         acts = acts + self.kind_embedding(table.kind.clamp(min=0))
         # dose 1 counts once, dose 0 not at all
@@ -230,7 +230,6 @@ class TransportModel(PerturbationModel):
     """
 
     context_centre: Tensor
-    _lone: Tensor
     _moved: list[tuple[Tensor, Tensor, Tensor]] | None = None  # pair, predicted and observed positions of validation cells
 
     def check_arguments(self) -> None:
@@ -289,8 +288,7 @@ class TransportModel(PerturbationModel):
         self.register_buffer("context_centre", torch.from_numpy(spec.control_mean.mean(axis=0)), persistent=False)
         if self.hparams["start"] != "identity":
             self.known = TrainingDeltas(spec)
-            trained = np.bincount([context for _, context in spec.training_pairs], minlength=len(spec.contexts))
-            self.register_buffer("_lone", torch.from_numpy(trained < 2), persistent=False)
+            self.neighbours = Neighbours(self.known, self.prepared.get("graph"), len(self.target_names))
 
     def new_condition_encoder(self) -> ConditionEncoder:
         # with a single context its profile would be a constant
@@ -303,6 +301,7 @@ class TransportModel(PerturbationModel):
     def on_fit_start(self) -> None:
         if self.hparams["start"] != "identity":
             self.known.fit(self.data.training_pseudobulks())
+            self.neighbours.fit(self.known)
 
     # ------------------------------------------------------------------ what a pair says
 
@@ -310,23 +309,32 @@ class TransportModel(PerturbationModel):
         """Mean control position of each pair's context relative to that of all contexts, in standard deviations: ``(C, d)``."""
         return self.latent.difference(context_control, self.context_centre) / self.latent.spread
 
-    def start_change(self, table: ConditionTable) -> Tensor:
-        """Shape ``(C, G)``: the change of each pair before the model has its say.
+    def hide(self, table: ConditionTable) -> Tensor | None:
+        """Draw the targets that a training step treats as never perturbed, ``(C, K)``, bool; None outside training.
 
-        A context with one training pair has no mean but that pair's own change, from which nothing would be left to learn:
-        it gets the mean of all contexts, as a new context does.
+        Encoder and start get the same draw: what table and graph tell of a target is learned where the start does not know it.
+        """
+        rate = self.hparams["unseen_rate"] if self.training else 0.0
+        return torch.rand(table.targets.shape, device=table.targets.device) < rate if rate > 0 else None
+
+    def start_change(self, table: ConditionTable, hidden: Tensor | None = None) -> Tensor:
+        """Shape ``(C, G)``: the change of each pair before the model has its say, with the targets unknown that :meth:`hide` drew.
+
+        But for ``measured``, it is the same in all contexts: a context's own change would leave nothing to learn for a new one.
         """
         if self.hparams["start"] == "identity":
             return self.context_centre.new_zeros(len(table), self.get_spec().n_genes)
-        lone = (table.context < 0) | self._lone[table.context.clamp(min=0)]
-        table = replace(table, context=torch.where(lone, -1, table.context))
-        sums = self.hparams["start"] in ("additive", "measured")
-        weights = self.known.residual_weights(table) if sums else self.known.mean_weights(table)
+        active = table.present & (table.dose > 0)
+        anywhere = replace(table, context=torch.full_like(table.context, -1))
+        if self.hparams["start"] == "mean_shift":
+            return (self.known.mean_weights(anywhere) * active.any(dim=1, keepdim=True)) @ self.known.value
+        weights = self.known.sum_weights(anywhere, self.neighbours, hidden)
         if self.hparams["start"] == "measured":
             own = self.known.own_weights(table)
-            weights = torch.where(own.any(dim=1, keepdim=True), own, weights)
-        acts = (self.known.acts(table) > 0)[:, None]
-        return (weights * acts) @ self.known.value
+            # with a hidden target a condition counts as new
+            new = ~own.any(dim=1) if hidden is None else ~own.any(dim=1) | (hidden & active).any(dim=1)
+            weights = torch.where(new[:, None], weights, own)
+        return weights @ self.known.value
 
     # ------------------------------------------------------------------ moving cells
 
@@ -357,9 +365,9 @@ class TransportModel(PerturbationModel):
         shift = self.latent.difference(batch.context_control + start, batch.context_control)  # (C, d)
         return Prediction(self.latent.decode(moved + shift[batch.row], *cell))
 
-    def source_and_target(self, batch: PerturbationBatch) -> tuple[Tensor, Tensor]:
-        """Positions ``(B, d)`` of the control cells, and of the perturbed cells minus the start."""
-        start = self.start_change(batch.table)  # (C, G)
+    def source_and_target(self, batch: PerturbationBatch, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Positions ``(B, d)`` of the control cells, and of the perturbed cells minus the start with these targets hidden."""
+        start = self.start_change(batch.table, hidden)  # (C, G)
         return self.latent.encode(batch.control), self.latent.encode(batch.observed - start[batch.row])
 
     # ------------------------------------------------------------------ validation

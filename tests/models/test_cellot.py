@@ -94,6 +94,22 @@ def test_losses_by_hand() -> None:
     assert float(terms["f"]) == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
+def test_the_loss_of_g_where_targets_are_hidden_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """g's cells are a start's difference a away from f's: untrained, mean of f(x + a) - <x, x + a> = (|a|^2 - |x|^2) / 2."""
+    cells = {name: gaussian([3 + shift, 3], 0.2 * np.eye(2), 64, 0) for name, shift in (("control", 0), ("A", 1), ("B", 3))}
+    model = fit(CellOT(**{**SPACE, "start": "additive"}), module(screen(cells), cells_per_condition=64), 0)
+    model.known.fit(model.trainer.datamodule.training_pseudobulks())
+    batch = next(iter(model.trainer.datamodule.train_dataloader()))
+    hidden = torch.ones(2, 1, dtype=torch.bool)
+    monkeypatch.setattr(model, "hide", lambda table: hidden)
+    # A starts from B's change and the other way around: by 2 more and by 2 less
+    away = torch.tensor([[2.0, 0.0], [-2.0, 0.0]])[batch.table.targets[:, 0]] / model.latent.scale
+    torch.testing.assert_close(model.away(batch, hidden), away, rtol=1e-4, atol=1e-4)
+    x = model.latent.encode(batch.control)
+    expected = 0.5 * float((away[batch.row].square() - x.square()).sum(dim=1).mean())
+    assert float(model.g_loss(batch, x)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_transport_between_gaussians_is_the_affine_map() -> None:
     """On cells it was not trained on, within 5 % of the movement of the closed form."""
     cells = {"control": gaussian(MEAN, COVARIANCE, 2048, 0), "A": gaussian(OTHER_MEAN, OTHER_COVARIANCE, 2048, 1)}

@@ -142,3 +142,45 @@ def test_own_weights(make_screen: Any) -> None:
         known.own_weights(asked),
         [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
     )
+
+
+def test_what_was_measured_of_a_target(make_screen: Any) -> None:
+    """Between doses 1 and 7, where log2(1 + dose) is 1 and 3, dose 3 is in the middle; below 1 towards nothing; above 7 as at 7."""
+    spec, _ = make_screen(["A", "A@7", "A+B", "B:activation", "A@0+C"], other_targets=["X"])
+    known = TrainingDeltas(spec)
+    half = float(np.sqrt(2) - 1)  # log2(1 + dose) is 1/2
+    asked = table_of(known, spec, ["A", "A@7", "A@3", f"A@{half!r}", "A@100", "B", "B:activation", "C", "X"])
+    one, seven, middle, nothing = [1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0.5, 0.5, 0, 0, 0], [0, 0, 0, 0, 0]
+    others = [nothing, [0, 0, 0, 1, 0], [0, 0, 0, 0, 1], nothing]
+    check(known.response_weights(asked), [one, seven, middle, [0.5, 0, 0, 0, 0], seven, *others])
+    spec, _ = make_screen([("A", 0), ("A", 1), ("B", 1)], n_contexts=2)
+    known = TrainingDeltas(spec)
+    check(known.response_weights(table_of(known, spec, ["A", "A", "B"], [0, -1, 0])), [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]])
+
+
+def test_without_own(make_screen: Any) -> None:
+    """A target's own pairs, combinations too, give their weight to the others in proportion; the last ones keep it."""
+    spec, _ = make_screen(["A", "B", "A+B", "C"])
+    known = TrainingDeltas(spec)
+    asked = table_of(known, spec, ["A", "C"])
+    weights = torch.tensor([[0.4, 0.1, 0.1, 0.2], [0.0, 0.0, 0.0, 0.5]])
+    check(known.without_own(asked, weights), [[0, 0.8 / 3, 0, 1.6 / 3], [0, 0, 0, 0.5]])
+
+
+def test_the_sum_of_what_targets_did_alone(make_screen: Any) -> None:
+    """X and hidden targets get what is said of them, without their own pairs; what is measured and shown is itself."""
+    spec, _ = make_screen(["A", "B", "C", "A+B"], other_targets=["X"])
+    known, mean = TrainingDeltas(spec), TrainingDeltas.mean_single_weights
+    asked = table_of(known, spec, ["A", "A+B", "A+X", "control"])
+    third = 1 / 3
+    check(known.sum_weights(asked, mean), [[1, 0, 0, 0], [1, 1, 0, 0], [1 + third, third, third, 0], [0, 0, 0, 0]])
+    hidden = torch.tensor([[True, False], [True, False], [True, True], [True, True]])
+    expected = [[0, 0.5, 0.5, 0], [0, 1.5, 0.5, 0], [third, 0.5 + third, 0.5 + third, 0], [0, 0, 0, 0]]
+    check(known.sum_weights(asked, mean, hidden), expected)
+
+    def near_b(known: TrainingDeltas, table: ConditionTable) -> Tensor:
+        return torch.tensor([0.2, 0.6, 0.2, 0.0]).expand(len(table), -1)
+
+    hidden = torch.tensor([[True, False]] * 4)
+    expected = [[0, 0.75, 0.25, 0], [0, 1.75, 0.25, 0], [0.2, 0.75 + 0.6, 0.25 + 0.2, 0], [0, 0, 0, 0]]
+    check(known.sum_weights(asked, near_b, hidden), expected)

@@ -76,52 +76,112 @@ def test_projection_and_lift() -> None:
 # ---------------------------------------------------------------------- the start
 
 
+def deltas(data: Any) -> dict[str, np.ndarray]:
+    """Mean change of each training condition."""
+    bulks = data.training_pseudobulks()
+    return {str(condition): delta for condition, delta in zip(bulks.conditions, bulks.delta, strict=True)}
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_untrained_model_is_the_baseline(adata: Any, kind: Any) -> None:
-    """Control cells themselves; or each plus the mean change; or plus the sum of the singles' changes."""
+    """Control cells themselves; or each plus the mean change; or plus the sum of what the targets did alone."""
     data = module(adata, SPLIT, cells_per_condition=4)
-    changes = {}
-    for start in ("identity", "mean_shift", "additive"):
+    asked, changes = ["G0", "G0+G1", "G1+G2", "G4"], {}
+    for start in ("identity", "mean_shift", "additive", "measured"):
         model = fit(kind(**SMALL[kind], components=5, start=start), data, 0)
         model.on_fit_start() if start == "identity" else model.known.fit(data.training_pseudobulks())
-        changes[start] = model.predict(adata, ["G0+G1", "G4"], n_cells=3).layers["delta"].reshape(2, 3, -1)
-    np.testing.assert_allclose(changes["identity"], 0, atol=1e-5)
-    bulks = data.training_pseudobulks()
-    alone = {str(condition): delta for condition, delta in zip(bulks.conditions, bulks.delta, strict=True)}
-    np.testing.assert_allclose(changes["mean_shift"], np.broadcast_to(bulks.delta.mean(axis=0), (2, 3, 12)), atol=1e-5)
-    np.testing.assert_allclose(changes["additive"][0], np.tile(alone["G0"] + alone["G1"], (3, 1)), atol=1e-5)
-    singles = np.mean([alone[name] for name in ("G0", "G1", "G2", "G3")], axis=0)
-    np.testing.assert_allclose(changes["additive"][1], np.tile(singles, (3, 1)), atol=1e-5)
+        changes[start] = model.predict(adata, asked, n_cells=3).layers["delta"].reshape(len(asked), 3, -1)
+    known = deltas(data)
+    assert {"G0", "G1+G2"} < known.keys()
+    assert not {"G0+G1", "G4"} & known.keys()
+    singles = np.mean([known[name] for name in ("G0", "G1", "G2", "G3")], axis=0)
+    sums = np.stack([known["G0"], known["G0"] + known["G1"], known["G1"] + known["G2"], singles])
+    own = np.stack([sums[0], sums[1], known["G1+G2"], singles])
+    everything = np.broadcast_to(np.mean(list(known.values()), axis=0), own.shape)
+    assert np.abs(own - sums).max() > 0.01
+    for start, expected in {"identity": 0 * own, "mean_shift": everything, "additive": sums, "measured": own}.items():
+        np.testing.assert_allclose(changes[start], np.repeat(expected[:, None], 3, axis=1), atol=1e-5, err_msg=start)
+
+
+@pytest.mark.parametrize("start", ["additive", "measured"])
+def test_a_hidden_target_starts_as_if_it_was_never_measured(adata: Any, start: Any) -> None:
+    """From the mean of the other singles; whatever was measured of it, alone or combined, has no say."""
+    data = module(adata, SPLIT, cells_per_condition=4)
+    model = fit(FlowMatching(**SMALL[FlowMatching], components=5, start=start), data, 0)
+    model.known.fit(data.training_pseudobulks())
+    conditions = [parse_condition(text) for text in ("G1", "G1+G2", "G1+G2", "G1+G2", "G0")]
+    table = encode_conditions(conditions, [0] * 5, model.target_names, model.get_spec().default_kind)
+    hidden = torch.tensor([[True, False], [True, False], [True, True], [False, False], [False, True]])  # the last is padding
+    assert table.targets[1].tolist() == [model.target_names.index(name) for name in ("G1", "G2")]
+    known = deltas(data)
+    others = {one: np.mean([known[name] for name in ("G0", "G1", "G2", "G3") if name != one], axis=0) for one in ("G1", "G2")}
+    both = known["G1+G2"] if start == "measured" else known["G1"] + known["G2"]
+    expected = np.stack([others["G1"], others["G1"] + known["G2"], others["G1"] + others["G2"], both, known["G0"]])
+    np.testing.assert_allclose(model.start_change(table, hidden), expected, atol=1e-5)
+    # nothing leaks
+    own = [row for row, condition in enumerate(data.training_pseudobulks().conditions) if "G1" in str(condition)]
+    assert len(own) > 1
+    before = model.start_change(table, hidden)[:2]
+    model.known.value[own] += 100.0
+    assert torch.equal(model.start_change(table, hidden)[:2], before)
+
+
+def test_targets_are_hidden_in_training_only(adata: Any) -> None:
+    data = module(adata, SPLIT, cells_per_condition=4)
+    model = fit(FlowMatching(**SMALL[FlowMatching], unseen_rate=0.5), data, 0)
+    table = first_batch(data).table
+    assert model.hide(table) is None
+    model.train()
+    share = torch.stack([model.hide(table) for _ in range(400)]).float().mean()  # of thousands of draws
+    assert float(share) == pytest.approx(0.5, abs=0.05)
+    assert fit(FlowMatching(**SMALL[FlowMatching], unseen_rate=0.0), data, 0).train().hide(table) is None
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_measured_conditions_start_from_their_own_change(adata: Any, kind: Any) -> None:
-    """A measured condition, single or not, is its own mean change before training; a new one starts as it does additively."""
-    data = module(adata, SPLIT, cells_per_condition=4)
-    changes = {}
-    for start in ("measured", "additive"):
-        model = fit(kind(**SMALL[kind], components=5, start=start), data, 0)
-        model.known.fit(data.training_pseudobulks())
-        changes[start] = model.predict(adata, ["G0", "G0+G1", "G4"], n_cells=3).layers["delta"].reshape(3, 3, -1)
-    bulks = data.training_pseudobulks()
-    measured = {str(condition): delta for condition, delta in zip(bulks.conditions, bulks.delta, strict=True)}
-    assert "G0" in measured
-    assert not {"G0+G1", "G4"} & measured.keys()
-    np.testing.assert_allclose(changes["measured"][0], np.tile(measured["G0"], (3, 1)), atol=1e-5)
-    np.testing.assert_allclose(changes["measured"][1:], changes["additive"][1:], atol=1e-5)
-    assert np.abs(changes["measured"][0] - changes["additive"][0]).max() > 0.01
+def test_start_and_encoder_hide_the_same_targets(adata: Any, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One draw for both, in each step. f of CellOT, the opponent, is told everything."""
+    drawn: list[Any] = []
+    told: dict[str, list[Any]] = {"start": [], "encoder": []}
+    hide, start, encode = latent.TransportModel.hide, latent.TransportModel.start_change, latent.ConditionEncoder.forward
+
+    def draw(self: Any, table: Any) -> Any:
+        drawn.append(hide(self, table))
+        return drawn[-1]
+
+    def begin(self: Any, table: Any, hidden: Any = None) -> Any:
+        told["start"].append(hidden)
+        return start(self, table, hidden)
+
+    def encoded(self: Any, table: Any, position: Any, hidden: Any = None) -> Any:
+        told["encoder"].append(hidden)
+        return encode(self, table, position, hidden)
+
+    monkeypatch.setattr(latent.TransportModel, "hide", draw)
+    monkeypatch.setattr(latent.TransportModel, "start_change", begin)
+    monkeypatch.setattr(latent.ConditionEncoder, "forward", encoded)
+    model = kind(**SMALL[kind], components=5, unseen_rate=0.9)
+    fit(model, module(adata, SPLIT, cells_per_condition=4), 1)
+    assert drawn
+    assert all(mask.any() for mask in drawn)
+    names = {id(mask) for mask in drawn}
+    for masks in told.values():
+        assert {id(mask) for mask in masks if mask is not None} == names
 
 
-def test_a_context_with_one_pair_starts_from_the_others_too(make_adata: Callable[..., Any]) -> None:
-    """Its mean would be its own change, with nothing left to learn for a new context, which gets the mean of all."""
+def test_the_start_is_the_same_in_all_contexts(make_adata: Callable[..., Any]) -> None:
+    """That of a pair's own context would leave nothing to learn for a new one, which gets the mean of all."""
     adata = make_adata(conditions=("G0",), contexts=("a", "b", "c"), cells_per_condition=8, n_controls=16, n_genes=6)
     split = {"method": "unseen_context", "held_out": "c", "val_fraction": 0.0}
     data = module(adata, split, covariates=["context"], cells_per_condition=4)
-    model = fit(FlowMatching(**SMALL[FlowMatching], start="mean_shift"), data, 0)
-    model.known.fit(data.training_pseudobulks())
-    change = model.start_change(data.table)
-    expected = torch.as_tensor(data.training_pseudobulks().delta.mean(axis=0), dtype=torch.float32)
-    torch.testing.assert_close(change, expected.expand(3, -1), rtol=1e-4, atol=1e-6)
+    for start in ("mean_shift", "additive"):
+        model = fit(FlowMatching(**SMALL[FlowMatching], start=start), data, 0)
+        model.known.fit(data.training_pseudobulks())
+        change = model.start_change(data.table)
+        expected = torch.as_tensor(data.training_pseudobulks().delta.mean(axis=0), dtype=torch.float32)
+        torch.testing.assert_close(change, expected.expand(3, -1), rtol=1e-4, atol=1e-6)
+        # where no other target was measured, the mean of all is what an unseen target gets too
+        hidden = torch.ones(data.table.targets.shape, dtype=torch.bool)
+        torch.testing.assert_close(model.start_change(data.table, hidden), change)
 
 
 # ---------------------------------------------------------------------- cells in, cells out
@@ -202,7 +262,7 @@ def test_small_conditions_are_resampled_with_one_warning(make_adata: Callable[..
     ("arguments", "message"),
     [
         ({"space": "umap"}, "space is 'umap': give one of pca, genes"),
-        ({"start": "zero"}, "start is 'zero': give one of identity, mean_shift, additive"),
+        ({"start": "zero"}, "start is 'zero': give one of identity, mean_shift, additive, measured"),
         ({"components": 0}, "components is 0: give 1 or more"),
         ({"unseen_rate": 1.5}, "unseen_rate is 1.5: give a share from 0 to 1"),
         ({"hidden": 0}, "hidden is 0: give widths of 1 or more"),

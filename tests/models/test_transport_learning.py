@@ -31,6 +31,25 @@ def test_an_unseen_condition_between_two_seen_ones_interpolates(kind: Any, argum
     assert change["C"][1] == pytest.approx(0.0, abs=0.1)
 
 
+@pytest.mark.parametrize(("kind", "arguments"), [(CellOT, {}), (FlowMatching, {"hidden": 32, "lr": 3e-3})])
+@pytest.mark.parametrize(("unseen_rate", "tolerance"), [(0.0, 0.1), (0.25, 0.5)])
+def test_what_singles_taught_is_not_added_to_a_double_again(
+    kind: Any, arguments: dict, unseen_rate: float, tolerance: float
+) -> None:
+    """Singles far from their mean, double A+B never seen: it is the sum of the two, not that and what differs from the mean.
+
+    Were it so, A+B would be at (3.3, 2.3). What hidden targets teach is not quite told apart from the others in so few steps.
+    """
+    change = {"A": (2.0, 0.0), "B": (0.0, 2.0), "C": (-1.0, 0.5), "B+C": (-1.0, 2.5)}
+    control = gaussian([3, 3], 0.2 * I2, 256, 0)
+    cells = {name: gaussian(np.add([3, 3], by), 0.2 * I2, 256, seed) for seed, (name, by) in enumerate(change.items(), 1)}
+    model = kind(**{**SPACE, "start": "additive"}, **arguments, unseen_rate=unseen_rate)
+    fit(model, module(screen({"control": control, **cells})), 45)
+    asked = {**change, "A+B": (2.0, 2.0)}
+    for name, expected in asked.items():
+        np.testing.assert_allclose((moved(model, name, control) - control).mean(axis=0), expected, atol=tolerance, err_msg=name)
+
+
 @pytest.mark.parametrize(("kind", "arguments"), [(CellOT, {}), (FlowMatching, {"hidden": 32})])
 def test_cells_like_controls_stay_where_they_are(kind: Any, arguments: dict) -> None:
     """Two samples of one distribution: the map stays near the identity, a few per cent of the cells' spread."""
