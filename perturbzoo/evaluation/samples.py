@@ -121,5 +121,5 @@ def median_distance(cells: Array) -> float:
     if len(cells) < 2:
         return float("nan")
     upper = np.triu_indices(len(cells), 1)
-    width = float(np.sqrt(np.median(squared_distances(cells, cells)[upper])))
+    width = float(np.median(np.sqrt(squared_distances(cells, cells)[upper])))
     return width if width > 0 else float("nan")
