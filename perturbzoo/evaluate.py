@@ -303,11 +303,11 @@ def _check_predictions(comparison: Comparison, rows: Sequence[Key], where: str) 
     if empty.all():
         raise PerturbZooError(f"{where}: every predicted value is 0: nothing was predicted")
     if empty.any():
-        _warn(f"{where}: {_listed(rows, empty)} predicted as 0 in every gene, and scored as such")
+        _warn(f"{where}: {_listed(rows, empty)}: predicted as 0 in every gene, and scored as such")
     constant = metrics.is_constant(profile - comparison.control.mean[comparison.context])
     if constant.any():
         _warn(
-            f"{where}: {_listed(rows, constant)} predicted without any difference between genes in the change from control: the "
+            f"{where}: {_listed(rows, constant)}: predicted without any difference between genes in the change from control: the "
             "correlation is 0 by definition, and flagged in the column pearson_delta_undefined"
         )
     for context in np.unique(comparison.context):
@@ -318,7 +318,7 @@ def _check_predictions(comparison: Comparison, rows: Sequence[Key], where: str) 
             )
     single = comparison.predicted.count < 2
     if single.any() and comparison.cells is not None:
-        _warn(f"{where}: {_listed(rows, single)} predicted as one cell: distances between cells are left empty there")
+        _warn(f"{where}: {_listed(rows, single)}: predicted as one cell, so distances between cells are left empty")
 
 
 def _compare_controls(predicted: GroupMoments, observed: GroupMoments, reference: str) -> None:
@@ -343,8 +343,7 @@ def _reference_line(from_predicted: bool, reference: str) -> str:
 
 
 def _listed(rows: Sequence[Key], chosen: Any) -> str:
-    names = [key_name(rows[row]) for row in np.flatnonzero(chosen).tolist()]
-    return f"{len(names)} condition{'s are' if len(names) > 1 else ' is'} ({shortened(names)})"
+    return shortened(key_name(rows[row]) for row in np.flatnonzero(chosen).tolist())
 
 
 def _warn(message: str) -> None:

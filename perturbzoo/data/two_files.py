@@ -116,13 +116,13 @@ def common_rows(predicted: Side, observed: Side, min_cells: int) -> list[Key]:
             f"no condition is in both files: {predicted.file.where} has {shortened(map(key_name, sorted(here)), 3)}{near} "
             f"{observed.file.where} has {shortened(map(key_name, sorted(there)), 3)}"
         )
-    for keys, what in (
-        (small, f"conditions have fewer than {min_cells} observed cells"),
-        (sorted(here - there.keys()), f"predicted conditions are not in {observed.file.where}"),
-        (sorted(there.keys() - here), f"observed conditions are not in {predicted.file.where}"),
+    for keys, why in (
+        (small, f"fewer than {min_cells} observed cells"),
+        (sorted(here - there.keys()), f"predicted but not in {observed.file.where}"),
+        (sorted(there.keys() - here), f"observed but not in {predicted.file.where}"),
     ):
         if keys:
-            _warn(f"{len(keys)} {what} and are not scored ({shortened(map(key_name, keys))})")
+            _warn(f"not scored, {why}: {shortened(map(key_name, keys))}")
     return rows
 
 

@@ -26,9 +26,7 @@ def adata(make_adata: Callable[..., Any]) -> Any:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("block", [40, 3000, 1 << 22])
-def test_blocks_add_up(
-    layout: str, block: int, adata: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_add_up(layout: str, block: int, adata: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell_blocks, "_VALUES", block)
     stored = adata.copy()
     stored.X = LAYOUTS[layout](adata.X)
