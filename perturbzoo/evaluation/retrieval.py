@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from perturbzoo.evaluation.metrics import Array
+from perturbzoo.evaluation.samples import squared_distances
 
 Distance = Literal["l1", "l2", "cosine"]
-_NAMES = {"l1": "cityblock", "l2": "sqeuclidean"}
 _TIE = 1e-9  # distances closer than this share of the largest are ties: rounding must not decide a rank
 
 
@@ -85,7 +85,7 @@ def _distances(predicted: Array, observed: Array, distance: Distance, exclude: N
     """``(P, P)``: predicted effects by observed ones; squared for ``"l2"``, which has the same order."""
     if distance == "cosine":
         return _cosine(predicted, observed, exclude)
-    between = cdist(predicted, observed, _NAMES[distance])
+    between = cdist(predicted, observed, "cityblock") if distance == "l1" else squared_distances(predicted, observed)
     # The few genes of each condition are taken out of its row again: one product for all conditions, not one each.
     for row, genes in _excluded(exclude):
         difference = np.abs(predicted[row, genes] - observed[:, genes])
