@@ -125,11 +125,13 @@ def score(
         count=observed.count,
     )
     first, second = 2 * bulks.pair, 2 * bulks.pair + 1
-    whole = ((comparison.halves.count[first] > 0) & (comparison.halves.count[second] > 0))[:, None]
+    split = (comparison.halves.count[first] > 0) & (comparison.halves.count[second] > 0)
+    whole = split[:, None]
     halves = replace(
         bulks.with_prediction(np.where(whole, comparison.halves.mean[first], np.nan)),
         observed=np.where(whole, comparison.halves.mean[second], np.nan),
         observed_variance=np.where(whole, comparison.halves.variance[second], np.nan),
+        count=np.maximum(comparison.halves.count[second], 1),
     )
     # who predicts: means, variances over cells, and the controls that its own changes start from
     floor_variance = control.variance[context]
@@ -139,15 +141,21 @@ def score(
         PERTURBED_MEAN: (bulks.with_prediction(comparison.reference[context]), floor_variance, None),
         CEILING: (halves, np.where(whole, comparison.halves.variance[first], np.nan), None),
     }
-    genes = de_sets(bulks, control, comparison.targets)
-    weights = _by_context(context, effects.specificity_weights, observed.mean, observed.variance, observed.count)
     excluded = comparison.targets
     if pds == "cell_eval":
         excluded = excluded & ~comparison.is_combination[:, None]
-    scores = {
-        name: _score(comparison, prediction, variance, own, genes, weights, excluded, pds)
-        for name, (prediction, variance, own) in predictions.items()
-    }
+    scores = {}
+    for name, (prediction, variance, own) in predictions.items():
+        # Genes are chosen and weighted by what is predicted, never by the prediction: for the ceiling, by the second half alone.
+        usable = split if name == CEILING else np.ones(len(split), dtype=bool)
+        weights = np.full_like(prediction.observed, np.nan)
+        parts = (prediction.observed, prediction.observed_variance, prediction.count)
+        weights[usable] = _by_context(context[usable], effects.specificity_weights, *(part[usable] for part in parts))
+        genes = de_sets(prediction, control, comparison.targets)
+        scores[name] = _score(comparison, prediction, variance, own, genes, weights, excluded, pds)
+    for name in scores:
+        # of the whole condition, also where a half was scored
+        scores[name]["n_cells"] = observed.count
     scores[CEILING] = at_full_size(scores[CEILING])
     scores[CEILING]["weighted_mse"] /= 2
     scores[CEILING]["weighted_r2_delta"] = 1 - (1 - scores[CEILING]["weighted_r2_delta"]) / 2
@@ -205,6 +213,8 @@ def _score(
 
 def _by_context(context: NDArray[np.int64], function: Callable[..., Array], *tables: NDArray) -> Array:
     """Apply a function of several conditions to those of each context by themselves."""
+    if len(context) == 0:
+        return tables[0].astype(np.float64)
     first = function(*(table[context == context[0]] for table in tables))
     result = np.full((len(context), *first.shape[1:]), np.nan)
     for one in np.unique(context):
