@@ -46,8 +46,6 @@ class CellFile:
         Distinct combinations of levels of the columns that controls are matched on, and shape ``(cells,)`` indices.
     condition_key
         The obs column of the conditions.
-    obs
-        The obs table.
     depth
         Counts per cell that the values were normalised to before log1p, if the file says so (our own predictions do).
     """
@@ -59,7 +57,6 @@ class CellFile:
     contexts: list[tuple[str, ...]]
     context: np.ndarray
     condition_key: str
-    obs: pd.DataFrame
     depth: float | None
     _file: Path | None = None
     _layer: str | None = None
@@ -181,7 +178,6 @@ def open_cells(
         contexts=contexts,
         context=context,
         condition_key=key,
-        obs=obs,
         depth=None if depth is None else float(depth),
         _file=file,
         _layer=wanted.layer,
