@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from perturbzoo.data.screen import Columns
     from perturbzoo.evaluate import evaluate
-    from perturbzoo.evaluation.summary import format_table
+    from perturbzoo.evaluation.summary import ALL, format_table
 
     columns = Columns(
         layer=options.layer,
@@ -132,11 +132,16 @@ def main(arguments: Sequence[str]) -> None:
         estimator=options.e_distance,
         seed=options.seed,
     )
-    print("\n".join([*found.said, "", format_table(found.summary), ""]))
+    # before anything is printed: '| head' must not cost the table
+    written = []
     for name, table in (("output", found.table), ("summary", found.summary)):
         if name in outputs:
             _write(table, outputs[name])
-            print(f"{'per condition' if name == 'output' else name}: {outputs[name]}")
+            written.append(f"{'per condition' if name == 'output' else name}: {outputs[name]}")
+    shown = found.summary
+    if shown["category"].nunique() == 2:
+        shown = shown[shown["category"] == ALL]  # the one category says the same again
+    print("\n".join([*found.said, "", format_table(shown), "", *written]))
 
 
 def _output(name: str, given: str) -> Path:

@@ -64,6 +64,13 @@ def test_round_trip(adata: Any, observed: Path, tmp_path: Path, capsys: pytest.C
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
+def test_one_category_is_printed_once(adata: Any, observed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    singles = adata[~adata.obs["perturbation"].str.contains("+", regex=False)].copy()
+    table = _run(singles, observed, tmp_path, "--max_cells", "0")
+    assert set(table["category"]) == {"single"}
+    assert "single (" not in capsys.readouterr().out
+
+
 def test_our_own_predictions_need_no_option(trained: Path, screen: Path, tmp_path: Path) -> None:
     predicted = str(tmp_path / "predicted.h5ad")
     checkpoint = str(trained / "checkpoints/best.ckpt")
