@@ -283,6 +283,10 @@ def _use_training(
     usable = np.isfinite(control).all(axis=1)
     place = np.array([names.index(levels) for _, levels in trained])
     kept = usable[place]
+    if not kept.any():
+        raise PerturbZooError(
+            f"{training.file.where}: no control cells in the contexts of its conditions: no change can be taken"
+        )
     comparison.reference = metrics.perturbed_mean(found.rows.mean[kept], place[kept], control)[: len(contexts)]
     conditions = {name for name, _ in trained}
     known = {target for name in conditions for target in parse_condition(name).targets}

@@ -12,7 +12,7 @@ import pytest
 from scipy import sparse
 
 from perturbzoo.data.screen import Columns
-from perturbzoo.errors import PerturbZooWarning
+from perturbzoo.errors import PerturbZooError, PerturbZooWarning
 from perturbzoo.evaluate import Evaluation, evaluate
 from perturbzoo.evaluation import distribution
 from perturbzoo.evaluation.native import CEILING, NO_CHANGE, PERTURBED_MEAN
@@ -192,6 +192,34 @@ def test_the_training_screen_gives_the_perturbed_mean_and_categories(predicted: 
     reference = np.mean([means[name] for name in ("G0", "G1", "G0+G1")], axis=0)
     correlation = np.corrcoef(mine["G2"] - reference, means["G2"] - reference)[0, 1]
     assert table.loc["G2", "pearson_delta_perturbed_reference"] == pytest.approx(correlation, abs=1e-5)
+
+
+def test_a_training_screen_of_other_contexts_gives_its_mean_change(make_adata: Callable[..., Any]) -> None:
+    both = make_adata(cells_per_condition=12, n_controls=30, contexts=("a", "b"))
+    seen, new = (both[both.obs["context"] == level].copy() for level in ("a", "b"))
+    predicted = new[::2].copy()
+    found = evaluate(predicted, new, training=seen, columns=Columns(covariates=["context"]), depth=100, max_cells=0)
+    before, truth, mine = _means(seen, 100), _means(new, 100), _means(predicted, 100)
+    reference = truth["control"] + np.mean([before[name] - before["control"] for name in before if name != "control"], axis=0)
+    correlation = np.corrcoef(mine["G2"] - reference, truth["G2"] - reference)[0, 1]
+    assert _table(found).loc["G2", "pearson_delta_perturbed_reference"] == pytest.approx(correlation, abs=1e-5)
+    without = seen[seen.obs["perturbation"] != "control"].copy()
+    with pytest.raises(PerturbZooError, match="training: no control cells in the contexts of its conditions"):
+        evaluate(predicted, new, training=without, columns=Columns(covariates=["context"]), max_cells=0)
+
+
+def test_doses_from_a_column_or_from_the_label(observed: Any) -> None:
+    screen = observed[observed.obs["perturbation"].isin(["control", "G0", "G1"])].copy()
+    is_control = (screen.obs["perturbation"] == "control").to_numpy()
+    screen.obs["dose_value"] = np.where(is_control, 0.0, np.arange(screen.n_obs) % 2 + 1.0)
+    screen.obs["perturbation_type"] = "drug"
+    spelled = screen.copy()
+    names = screen.obs["perturbation"].astype(str) + "@" + screen.obs["dose_value"].map("{:g}".format)
+    spelled.obs = pd.DataFrame({"condition": np.where(is_control, "control", names)}, index=screen.obs_names)
+    for columns in (None, Columns(dose_key="dose_value")):
+        table = _table(evaluate(spelled, screen, columns=columns, max_cells=0))
+        assert list(table.index) == ["G0", "G0@2", "G1", "G1@2"]  # a dose of 1 is not spelled out
+        np.testing.assert_allclose(table["mse"], 0, atol=1e-12)
 
 
 def test_old_cell_eval_ranks(predicted: Any, observed: Any) -> None:

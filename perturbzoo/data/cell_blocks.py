@@ -136,7 +136,8 @@ def open_cells(
         What messages call an AnnData without a file.
     key_of_other
         Column of conditions in the file this one is compared with: tried first if `wanted` names none, since a file of
-        predictions without control cells has nothing by which to find its column.
+        predictions without control cells has nothing by which to find its column. Its column of doses may be missing here:
+        labels can spell doses out.
 
     Raises
     ------
@@ -164,6 +165,8 @@ def open_cells(
 
     genes = gene_names(anndata.AnnData(obs=obs[[]], var=var), wanted, where)
     labels = replace(wanted, condition_key=wanted.condition_key or _condition_column(obs, wanted, where, key_of_other))
+    if key_of_other is not None and isinstance(wanted.dose_key, str) and wanted.dose_key not in obs.columns:
+        labels = replace(labels, dose_key=None)
     kind = wanted.kind or columns.find_kind(obs) or columns.DEFAULT_KIND
     conditions, condition, key = read_labels(obs, labels, where, kind)
     match_on = tuple(wanted.covariates if wanted.match_on is None else wanted.match_on)
