@@ -6,6 +6,8 @@ depend on that space, so compare models in one. Knows no model and no data modul
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist, pdist
@@ -36,7 +38,7 @@ def _off_diagonal_mean(square: Array) -> float:
     return float((square.sum() - np.trace(square)) / (n * (n - 1)))
 
 
-def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
+def energy_distance(x: ArrayLike, y: ArrayLike, estimator: Literal["u", "v"] = "u") -> float:
     r"""Unbiased estimate of the energy distance :math:`2 E|X - Y| - E|X - X'| - E|Y - Y'|`, with Euclidean distances.
 
     Szekely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018. The means within a sample leave out each cell's
@@ -48,6 +50,8 @@ def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
     ----------
     x, y
         Shapes ``(n, F)`` and ``(m, F)``; two cells or more each.
+    estimator
+        ``"u"``, unbiased, or ``"v"``, the V-statistic, which pertpy's ``edistance`` and cell-eval compute.
 
     Returns
     -------
@@ -59,7 +63,9 @@ def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
         Fewer than two cells, other features, values that are not finite.
     """
     x, y = _samples(x, y, 2)
-    return float(2 * cdist(x, y).mean() - pdist(x).mean() - pdist(y).mean())
+    # the V-statistic's mean also runs over the n distances of 0 among n * n
+    n, m = (1.0, 1.0) if estimator == "u" else (1 - 1 / len(x), 1 - 1 / len(y))
+    return float(2 * cdist(x, y).mean() - n * pdist(x).mean() - m * pdist(y).mean())
 
 
 def median_bandwidth(x: ArrayLike, y: ArrayLike) -> float:

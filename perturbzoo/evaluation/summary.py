@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from perturbzoo.errors import PerturbZooError, shortened
 from perturbzoo.evaluation.metrics import Array
-from perturbzoo.evaluation.table import METRICS
+from perturbzoo.evaluation.table import FILE_METRICS
 
 ALL = "all"
 """Name of the block over the conditions of every category."""
@@ -114,7 +114,7 @@ def _aligned(scores: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.Serie
         if keys.duplicated().any():
             condition, context = keys[keys.duplicated()].iloc[0]
             raise PerturbZooError(f"the scores of '{name}' have condition '{condition}' in context '{context}' twice")
-        present = [metric for metric in METRICS if metric in frame]
+        present = [metric for metric in FILE_METRICS if metric in frame]
         sides[name] = frame[present].set_index(pd.MultiIndex.from_frame(keys)).astype(float)
     table = pd.concat(sides, axis=1).sort_index()
     labels = pd.concat([frame[["condition", "context", "category"]].astype(str) for frame in scores.values()])
@@ -177,6 +177,8 @@ def format_table(summary: pd.DataFrame, width: int = 120) -> str:
             panels.append([])
         panels[-1].append(column)
     lines = ["mean [low, high]: bootstrap interval over conditions; ↑ higher is better, ↓ lower is better"]
+    if any(FILE_METRICS[str(metric)] is None for metric in summary["metric"]):
+        lines[0] += ", →1 nearer to 1 is better"
     for panel in panels:
         height = max(len(column.title) for column in panel)
         lines.append("")
@@ -190,6 +192,9 @@ def format_table(summary: pd.DataFrame, width: int = 120) -> str:
     return "\n".join(lines)
 
 
+_ARROWS = {True: " ↑", False: " ↓", None: " →1"}
+
+
 class _Column:
     """One metric of the printed table: its title in lines, and its cells by (model, category)."""
 
@@ -197,11 +202,11 @@ class _Column:
         numbers = rows[["mean", "low", "high"]].abs().to_numpy()
         largest = float(np.nanmax(numbers, initial=0.0))
         # Errors of log1p expression are small: print them in thousandths or millionths, and say so in the title.
-        power = 3 * math.ceil(-math.log10(largest) / 3) if 0 < largest < 0.1 and not METRICS[metric] else 0
+        power = 3 * math.ceil(-math.log10(largest) / 3) if 0 < largest < 0.1 and FILE_METRICS[metric] is False else 0
         digits = 3 if largest == 0 else max(0, 3 - max(0, math.floor(math.log10(largest * 10**power))))
         title = textwrap.wrap(metric.replace("_", " "), 20)
         title = [f"{line.replace(' ', '_')}_" for line in title[:-1]] + [title[-1].replace(" ", "_")]
-        title[-1] += (f" x1e-{power}" if power else "") + (" ↑" if METRICS[metric] else " ↓")
+        title[-1] += (f" x1e-{power}" if power else "") + _ARROWS[FILE_METRICS[metric]]
         self.title = title
         self.cells = {}
         for row in rows.itertuples():

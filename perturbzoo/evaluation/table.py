@@ -24,6 +24,22 @@ METRICS: dict[str, bool] = {
 }
 """Every metric of the table, in the order it is printed, and whether higher is better."""
 
+FILE_METRICS: dict[str, bool | None] = {
+    **METRICS,
+    "pds_cosine": True,
+    "pds_l1": True,
+    "pds_l2": True,
+    "centroid_accuracy": True,
+    "weighted_mse": False,
+    "weighted_r2_delta": True,
+    "variance_recovery": None,
+    "cell_variance_recovery": None,
+    "e_distance": False,
+    "mmd": False,
+    "sinkhorn": False,
+}
+"""Those, and what :mod:`perturbzoo.evaluation.native` adds where two files are compared; None: 1 is best."""
+
 
 def score_conditions(
     pseudobulks: Pseudobulks,
