@@ -20,7 +20,7 @@ def mistakes(screen: Path, trained: Path, folder: Path) -> dict[str, tuple[list[
     ok = write_configs(folder, screen)
     best = str(trained / "checkpoints/best.ckpt")
     for name, content in {
-        "unknown": "model: {class_path: Nope}",
+        "unknown": "model: {class_path: Xyzzy}",
         "near": "model: {class_path: GEAR}",
         "foreign": "model: {class_path: os.system}",
         "syntax": "model: [",
@@ -37,7 +37,7 @@ def mistakes(screen: Path, trained: Path, folder: Path) -> dict[str, tuple[list[
         "strange command": (["xyzzy"], "no command 'xyzzy'; 'perturbzoo --help' lists them"),
         "unknown class": (
             ["fit", *data, "--config", str(folder / "unknown.yaml")],
-            "no model 'Nope' in the zoo; it has NoChange,",
+            "no model 'Xyzzy' in the zoo; it has NoChange,",
         ),
         "similar class": (
             ["fit", *data, "--config", str(folder / "near.yaml")],
