@@ -43,7 +43,7 @@ def test_file_is_read_by_the_data_module(tmp_path: Path, capsys: pytest.CaptureF
     # means of many cells are near the truth that the file holds
     truth = truth_frame(read_h5ad(path), "expression", "type1")
     assert np.corrcoef(spec.control_mean[0], truth.loc["control"])[0, 1] > 0.95
-    effects, _ = read_effects(path)
+    effects, _, _ = read_effects(path)
     assert set(effects.genes) == set(spec.genes)
 
 
