@@ -86,7 +86,8 @@ def check_links(cases: list[Case], bars: Bars) -> None:
     print(
         "\nlink, GEARS trained on the same cells: edges that only its predictions imply (hallucinated) and that only the data "
         "have (missed).\nA hit is a listed pair that the truth confirms: hallucinated, an edge of GEARS' network that is no edge of the "
-        "truth;\nmissed, an edge of the truth that GEARS' network lacks. Chance is the share of hits among all pairs."
+        "truth;\nmissed, an edge of the truth that GEARS' network lacks. Chance is the share of hits among all pairs.\nA listed hallucination is in "
+        "GEARS' network by construction; against the share of false edges there (false_of_implied) its enrichment is at most 1 / that."
     )
     print(found.round(3).to_string(index=False), flush=True)
     bars.add(
@@ -117,6 +118,9 @@ def enrichment(link: Any, truth: np.ndarray, genes: tuple[str, ...]) -> dict[str
         rows = link.edges[link.edges["status"] == kind]
         target, regulator = rows["target"].map(place).to_numpy(dtype=int), rows["regulator"].map(place).to_numpy(dtype=int)
         hits = int(hit[target, regulator].sum())
+        if kind == "hallucinated":
+            # the stricter chance: what share of all edges that the model implies is false
+            answer["false_of_implied"] = float((~truth)[has].mean())
         answer |= {f"{kind}_listed": len(rows), f"{kind}_hits": hits, f"{kind}_chance": float(hit[pairs].mean())}
     return answer
 

@@ -123,6 +123,7 @@ def _screened(levels: Levels, position: dict[str, int], nodes: int, count: int) 
     free /= np.linalg.norm(free, axis=0) + 1e-12
     together = np.abs(free.T @ free)
     np.fill_diagonal(together, 0)
+    keep = min(count, measured - 1)
     best = np.argpartition(-together, keep - 1, axis=0)[:keep]
     marked[np.arange(measured)[None], best] = True
     marked[:measured, measured:] = True

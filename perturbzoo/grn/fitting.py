@@ -65,7 +65,7 @@ class FitOptions:
     sparsity
         ``"l1"``, or ``"gates"``.
     sign_penalty
-        What a weight against the prior's sign costs more, in multiples of the penalty.
+        Standard errors that a weight against the prior's sign costs more.
     stability
         Weight of the penalty on networks whose control state is not stable.
     residual_steps, fixed_point_steps

@@ -142,6 +142,11 @@ class Levels:
         worth = relative / log_error**2
         n = len(members)
         control = mean[n:]
+        if unit is None and counts.nnz:
+            # without counts a gene that a row's cells lack has half of the least value seen in one of them, not the log of nothing
+            least = np.where(typical > 0, 0.5 * counts.data[counts.data > 0].min() / size, 0.0)
+            mean = np.maximum(mean, least)
+            control = mean[n:]
         if unit is not None:
             # a gene that other cells showed, but no control cell: half a count among them all, so that its change is finite
             control = np.where(typical > 0, np.maximum(control, 0.5 * base / size[n:]), control)

@@ -33,6 +33,7 @@ Ask a fitted model what it has learned with :mod:`perturbzoo.models.network_answ
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 
 from perturbzoo.data.batch import ConditionTable, PerturbationBatch, encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
-from perturbzoo.errors import PerturbZooError
+from perturbzoo.errors import PerturbZooError, PerturbZooWarning
 from perturbzoo.evaluation.pseudobulk import Pseudobulks
 from perturbzoo.grn.candidates import candidate_network, with_latent
 from perturbzoo.grn.consistency import project
@@ -79,7 +80,8 @@ class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
     backbone_epochs
         Epochs a backbone that is given by its class is trained for; the best by the validation conditions is kept.
     joint
-        Go on training the backbone in the epochs of the fit, towards the data and towards the network's own prediction.
+        Go on training the backbone in the epochs of the fit, towards the data and towards the network's own prediction. The
+        configuration's one epoch of one batch is for the network alone: give ``trainer.max_epochs`` and ``limit_train_batches: 1.0``.
     joint_weight
         Weight of the latter.
     distil, distil_conditions
@@ -260,6 +262,9 @@ class GRNODE(NetworkAnswers, LevelSpace, ConditionDeltaModel):
     # ------------------------------------------------------------------ fitting
 
     def on_fit_start(self) -> None:
+        if self.backbone is not None and self.hparams["tau"] is None and not self.data.has_validation():
+            message = "no validation conditions to choose tau on: it stays 0, which leaves the backbone alone; give tau"
+            warnings.warn(message, PerturbZooWarning, stacklevel=2)
         levels = training_levels(self.data, self.hparams["time_key"])
         course = training_course(self.data, self.hparams["time_key"]) if self.hparams["time_course"] else None
         refine = CourseOptions(penalty=self.hparams["penalty"], prior_strength=self.hparams["prior_strength"])
