@@ -212,7 +212,8 @@ class FlowMatching(TransportModel):
         """The target of each source cell, ``(B, d)``, from its own pair."""
         if self.hparams["coupling"] == "independent":
             return target  # the loader draws cells and controls independently of each other
-        row, x, y = batch.row.cpu().numpy(), source.cpu().numpy(), target.cpu().numpy()
+        # bfloat16 has no NumPy type
+        row, x, y = batch.row.cpu().numpy(), source.float().cpu().numpy(), target.float().cpu().numpy()
         partner = np.arange(len(row))
         for pair in range(len(batch.table)):
             cells = np.flatnonzero(row == pair)

@@ -387,7 +387,9 @@ class TransportModel(PerturbationModel):
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         assert self._moved is not None
-        pair, predicted, observed = (torch.cat(parts).numpy() for parts in zip(*self._moved, strict=True))
+        pair, predicted, observed = (
+            torch.cat([part.to(torch.float32) for part in parts]).numpy() for parts in zip(*self._moved, strict=True)
+        )
         distances = []
         for rows in (np.flatnonzero(pair == one) for one in np.unique(pair)):
             if len(rows) > 1:
