@@ -296,6 +296,8 @@ def main(arguments: Sequence[str]) -> None:
     PerturbZooError
         The options, the configuration, the data or the checkpoint are not as they must be.
     """
+    # '--config=FILE' as '--config FILE', which is what the files are looked for by
+    arguments = [part for given in arguments for part in (given.split("=", 1) if given.startswith("--config=") else [given])]
     command = arguments[0]
     if command in ("validate", "test") and not any(
         a.startswith(("--ckpt_path", "--help", "-h", "--print_config")) for a in arguments

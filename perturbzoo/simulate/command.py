@@ -21,6 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     if len(options.efficacy) > 2:
         raise PerturbZooError(f"--efficacy takes one number or a range of two, not {len(options.efficacy)}")
+    _check_numbers(options)
 
     from perturbzoo.data.h5ad_writer import new_h5ad
     from perturbzoo.data.reading import expand_path
@@ -130,6 +131,18 @@ def _parser() -> argparse.ArgumentParser:
     counts.add_argument("--batches", type=int, default=1, help="batches (default: 1)")
     counts.add_argument("--batch_shift", type=float, default=0.1, help="how far they are apart, natural log (default: 0.1)")
     return parser
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Refuse what passes for a number with argparse and is none that can be simulated."""
+    if options.seed < 0:
+        raise PerturbZooError(f"--seed is {options.seed}: give 0 or more")
+    for name, given in vars(options).items():
+        values = given if isinstance(given, list) else [given]
+        # a window may be open at its end
+        bad = [v for v in values if isinstance(v, float) and (math.isnan(v) or (math.isinf(v) and name != "window"))]
+        if bad:
+            raise PerturbZooError(f"--{name} is {bad[0]}: give a finite number")
 
 
 def _truth(text: str) -> bool:

@@ -35,7 +35,7 @@ def fitted(request: pytest.FixtureRequest, screen: Path, tmp_path_factory: pytes
     if request.param != "alone":
         section = {"backbone": AROUND, "backbone_epochs": 1, "tau": 0.3}
         (root / "around.yaml").write_text(yaml.safe_dump({"model": {"class_path": "GRNODE", "init_args": section}}))
-        arguments += ["--config", str(root / "around.yaml")]
+        arguments += [f"--config={root / 'around.yaml'}"]  # and with an equals sign
     main(["fit", *arguments, "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(root)])
     return root
 

@@ -133,6 +133,10 @@ def test_network_of_a_file(tmp_path: Path) -> None:
         (("--network", "nowhere.csv"), "nowhere.csv"),
         (("--network", "nowhere.csv", "--motifs", "toggle"), "--motifs shapes a random network"),
         (("--times", "0"), "must be positive and increase"),
+        (("--noise", "nan"), "--noise is nan: give a finite number"),
+        (("--window", "0", "nan"), "--window is nan"),
+        (("--depth", "inf"), "--depth is inf"),
+        (("--seed", "-1"), "--seed is -1: give 0 or more"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
