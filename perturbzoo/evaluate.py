@@ -22,7 +22,7 @@ from perturbzoo.data.split_methods import category_of
 from perturbzoo.data.two_files import CONTROL, Key, Side, common_rows, control_side, key_name, read_sides
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation import metrics, native
-from perturbzoo.evaluation.native import PREDICTION, Cells, Comparison
+from perturbzoo.evaluation.native import PREDICTION, Candidate, Cells, Comparison
 from perturbzoo.evaluation.pseudobulk import GroupMoments, assign_halves
 from perturbzoo.evaluation.summary import summarise
 from perturbzoo.evaluation.table import FILE_METRICS
@@ -131,11 +131,12 @@ def evaluate(
         _use_training(comparison, sides["training"], contexts, rows, min_cells)
         origin = f"the perturbations in {sides['training'].file.where}"
     said.append(f"perturbed mean: mean of {origin}")
-    _check_predictions(comparison, rows, mine.file.where)
+    _check_predictions(comparison, guessed.rows, rows, mine.file.where)
     if guessed.controls.count.sum() and control_from is theirs:
         _compare_controls(guessed.controls, totals.controls, reference)
     if reference == "own":
-        comparison.predicted_control = guessed.controls
+        comparison.candidates[PREDICTION].control = guessed.controls.mean
+    comparison.candidates |= native.floors(comparison)
     scores = native.score(comparison, pds=pds, estimator=estimator)
     for frame in scores.values():
         frame["n_cells_predicted"] = guessed.rows.count
@@ -253,13 +254,11 @@ def _compare(
         targets=metrics.target_mask(targets, predicted.genes),
         is_combination=np.array([len(names) > 1 for names in targets]),
         observed=totals.rows,
-        predicted=guessed.rows,
-        halves=totals.halves,
         control=controls.controls,
-        predicted_control=None,
         reference=reference,
+        candidates={PREDICTION: Candidate(guessed.rows.mean, guessed.rows.variance, guessed.cells)},
+        halves=totals.halves,
         cells=totals.cells,
-        predicted_cells=guessed.cells,
         control_cells=controls.control_cells,
         half=totals.half,
     )
@@ -300,9 +299,9 @@ def _use_training(
 # ---------------------------------------------------------------------- what to warn of
 
 
-def _check_predictions(comparison: Comparison, rows: Sequence[Key], where: str) -> None:
+def _check_predictions(comparison: Comparison, predicted: GroupMoments, rows: Sequence[Key], where: str) -> None:
     """Refuse predictions of nothing; warn of those that metrics cannot tell apart."""
-    profile = comparison.predicted.mean
+    profile = predicted.mean
     empty = ~profile.any(axis=1)
     if empty.all():
         raise PerturbZooError(f"{where}: every predicted value is 0: nothing was predicted")
@@ -320,7 +319,7 @@ def _check_predictions(comparison: Comparison, rows: Sequence[Key], where: str) 
             _warn(
                 f"{where}: one profile is predicted for all {len(mine)} conditions: retrieval is .5 on average by construction"
             )
-    single = comparison.predicted.count < 2
+    single = predicted.count < 2
     if single.any() and comparison.cells is not None:
         _warn(f"{where}: {_listed(rows, single)}: predicted as one cell, so distances between cells are left empty")
 
