@@ -22,7 +22,8 @@ from perturbzoo.data.split_methods import category_of
 from perturbzoo.data.two_files import CONTROL, Key, Side, common_rows, control_side, key_name, read_sides
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation import metrics, native
-from perturbzoo.evaluation.native import PREDICTION, Candidate, Cells, Comparison
+from perturbzoo.evaluation.comparison import Candidate, Cells, Comparison, moments
+from perturbzoo.evaluation.native import PREDICTION
 from perturbzoo.evaluation.pseudobulk import GroupMoments, assign_halves
 from perturbzoo.evaluation.summary import summarise
 from perturbzoo.evaluation.table import FILE_METRICS
@@ -199,10 +200,10 @@ def _totals(
         control_cells = _cells(found.cells, starts[n_rows:])
         half = [group[chosen[start:stop]] % 2 for start, stop in itertools.pairwise(starts[: n_rows + 1])]
     return _Totals(
-        rows=native.moments(count, total, square),
-        halves=native.moments(found.count[:first], found.total[:first], found.square[:first]),
-        controls=native.moments(found.count[first:last], found.total[first:last], found.square[first:last]),
-        others=native.moments(found.count[last:], found.total[last:], found.square[last:]),
+        rows=moments(count, total, square),
+        halves=moments(found.count[:first], found.total[:first], found.square[:first]),
+        controls=moments(found.count[first:last], found.total[first:last], found.square[first:last]),
+        others=moments(found.count[last:], found.total[last:], found.square[last:]),
         other_context=np.array([context_of[context] for _, context in other], dtype=np.int64),
         cells=cells,
         control_cells=control_cells,
