@@ -40,6 +40,20 @@ FILE_METRICS: dict[str, bool | None] = {
 }
 """Those, and what :mod:`perturbzoo.evaluation.native` adds where two files are compared; None: 1 is best."""
 
+PRINTED = (
+    "pearson_delta",
+    "pearson_delta_perturbed_reference",
+    "direction_top20_de",
+    "mse_top20_de",
+    "mse",
+    "pds_cosine",
+    "centroid_accuracy",
+    "weighted_r2_delta",
+    "variance_recovery",
+    "e_distance",
+)
+"""The metrics that the commands print; all are in the files that they write."""
+
 CORRELATIONS = ("pearson_delta", "pearson_delta_perturbed_reference")
 """Metrics of the ceiling that Spearman and Brown's formula takes to full size: :func:`at_full_size`."""
 
