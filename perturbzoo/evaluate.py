@@ -245,7 +245,7 @@ def _sample(side: Side, pool: np.ndarray, n_pools: int, max_cells: int, seed: in
 
 def _cells(values: sparse.csr_matrix, starts: np.ndarray) -> Cells:
     def of(row: int) -> np.ndarray:
-        return values[starts[row] : starts[row + 1]].toarray().astype(np.float64)
+        return values[starts[row] : starts[row + 1]].toarray()
 
     return Cells(of, np.diff(starts))
 

@@ -103,7 +103,7 @@ def test_a_perfect_prediction(observed: Any) -> None:
         best = {True: 1.0, None: 1.0, False: 0.0}[higher]
         values = table[name].mean() if name == "variance_recovery" else table[name]
         np.testing.assert_allclose(values, best, atol=1e-9, err_msg=name)
-    np.testing.assert_allclose(table["sinkhorn"], 0.0, atol=1e-9)
+    np.testing.assert_allclose(table["sinkhorn"], 0.0, atol=1e-6)  # of float32 cells
 
 
 def test_floors_are_at_their_fixed_points(predicted: Any, observed: Any) -> None:

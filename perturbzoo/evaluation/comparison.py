@@ -19,9 +19,9 @@ from perturbzoo.evaluation.pseudobulk import DESets, GroupMoments, Pseudobulks, 
 
 
 class Cells(NamedTuple):
-    """Sampled cells of P conditions: ``of(row)`` gives them, ``(n, G)`` float64, and ``n`` how many there are at the most."""
+    """Sampled cells of P conditions: ``of(row)`` gives them, ``(n, G)`` float32, and ``n`` how many there are at the most."""
 
-    of: Callable[[int], Array]
+    of: Callable[[int], NDArray[np.floating]]
     n: NDArray[np.int64]
 
 
@@ -154,14 +154,14 @@ def make_truth(comparison: Comparison, moments: GroupMoments, half: int | None =
     return Truth(moments, genes, weights, half)
 
 
-def measured_cells(comparison: Comparison, row: int, half: int | None) -> Array:
+def measured_cells(comparison: Comparison, row: int, half: int | None) -> NDArray[np.floating]:
     """Sampled cells of a row that a :class:`Truth` is made of, ``(n, G)``."""
     assert comparison.cells is not None
     cells = comparison.cells.of(row)
     return cells if half is None else cells[comparison.half[row] == half]
 
 
-def predicted_cells(comparison: Comparison, candidate: Candidate, row: int) -> Array:
+def predicted_cells(comparison: Comparison, candidate: Candidate, row: int) -> NDArray[np.floating]:
     """Sampled predicted cells of a row, ``(n, G)``, of a candidate that has some."""
     if candidate.moves_controls:
         assert comparison.control_cells is not None
