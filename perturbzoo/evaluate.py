@@ -16,13 +16,16 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from perturbzoo import floors
 from perturbzoo.data.cell_blocks import CellFile, group_totals
+from perturbzoo.data.datamodule import TrainingPseudobulks
 from perturbzoo.data.screen import Columns
 from perturbzoo.data.split_methods import category_of
 from perturbzoo.data.two_files import CONTROL, Key, Side, common_rows, control_side, key_name, read_sides
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation import metrics, native
-from perturbzoo.evaluation.native import PREDICTION, Cells, Comparison
+from perturbzoo.evaluation.comparison import Candidate, Cells, Comparison, moments
+from perturbzoo.evaluation.native import PERTURBED_MEAN, PREDICTION, TRAINING_MEAN
 from perturbzoo.evaluation.pseudobulk import GroupMoments, assign_halves
 from perturbzoo.evaluation.summary import summarise
 from perturbzoo.evaluation.table import FILE_METRICS
@@ -44,7 +47,7 @@ class Evaluation:
     Attributes
     ----------
     scores
-        Tables of one row for each condition (and context), by who predicts: the prediction first, then floors and ceiling.
+        Tables of one row for each condition (and context), by who predicts: the prediction first, then floors and ceilings.
     summary
         Means over conditions with bootstrap intervals: :func:`perturbzoo.evaluation.summary.summarise`.
     said
@@ -79,7 +82,7 @@ def evaluate(
     estimator: Estimator = "u",
     seed: int = 0,
 ) -> Evaluation:
-    """Score predicted against measured cells, condition by condition, beside floors and a ceiling.
+    """Score predicted against measured cells, condition by condition, beside floors and ceilings.
 
     Parameters
     ----------
@@ -89,8 +92,8 @@ def evaluate(
     observed
         The measured cells and their controls, in the same value space.
     training
-        The screen a model was trained on: its perturbations give the perturbed mean and the categories. None: the mean of
-        all perturbations in `observed`, which has then seen what it is scored on.
+        The screen a model was trained on: its perturbations give the floors and the categories. None: floors are made of the
+        perturbations in `observed` (:mod:`perturbzoo.floors`); their mean has then seen what it is scored on.
     reference
         ``"shared"``: changes are from the observed controls, on both sides. ``"own"``: each side's from its own.
     columns
@@ -125,17 +128,30 @@ def evaluate(
     guessed = _totals(mine, rows, contexts, seed, max_cells, 1, halves=False)
     control_totals = guessed if control_from is mine else totals
     comparison = _compare(mine.file, rows, contexts, totals, guessed, control_totals)
+    conditions = [parse_condition(name) for name, _ in rows]
     if sides.keys() == {"predicted", "observed"}:
-        origin = f"all {len(totals.others.count) + len(rows)} perturbations in {theirs.file.where}, those scored among them"
+        everything = _bulks([name for name, _ in rows] + totals.other_names, comparison, totals)
+        fitted = floors.cross_fitted(everything, mine.file.genes, len(rows), seed)
+        mean = PERTURBED_MEAN
+        said += [
+            f"{mean}: mean of all {len(everything.conditions)} perturbations in {theirs.file.where}, those scored among them",
+            "additive: sum of the observed singles, the perturbed mean for a single; bilinear, knn: each condition from others, in "
+            f"{floors.FOLDS} folds"
+            if fitted
+            else "additive, bilinear, knn: left out, one condition has no others",
+        ]
     else:
-        _use_training(comparison, sides["training"], contexts, rows, min_cells)
-        origin = f"the perturbations in {sides['training'].file.where}"
-    said.append(f"perturbed mean: mean of {origin}")
-    _check_predictions(comparison, rows, mine.file.where)
+        training_bulks = _use_training(comparison, sides["training"], contexts, min_cells)
+        fitted = floors.fitted(training_bulks, mine.file.genes, conditions, comparison.context)
+        mean = TRAINING_MEAN
+        said.append(f"{', '.join([mean, *fitted])}: of the perturbations in {sides['training'].file.where}")
+    _check_predictions(comparison, guessed.rows, rows, mine.file.where)
     if guessed.controls.count.sum() and control_from is theirs:
         _compare_controls(guessed.controls, totals.controls, reference)
     if reference == "own":
-        comparison.predicted_control = guessed.controls
+        comparison.candidates[PREDICTION].control = guessed.controls.mean
+    comparison.candidates |= native.floors(comparison, mean)
+    comparison.candidates |= {name: Candidate(profiles, moves_controls=True) for name, profiles in fitted.items()}
     scores = native.score(comparison, pds=pds, estimator=estimator)
     for frame in scores.values():
         frame["n_cells_predicted"] = guessed.rows.count
@@ -150,9 +166,10 @@ class _Totals:
     """One file's moments: of the rows that are scored, of their halves, of controls by context, of its other conditions."""
 
     rows: GroupMoments
-    halves: GroupMoments
+    halves: GroupMoments | None
     controls: GroupMoments
     others: GroupMoments
+    other_names: list[str]
     other_context: np.ndarray
     cells: Cells | None
     control_cells: Cells | None
@@ -169,39 +186,41 @@ def _totals(
     *,
     halves: bool,
 ) -> _Totals:
-    """Stream a file once: groups are the halves of the rows, then the controls of the contexts, then other conditions."""
+    """Stream a file once: groups are the rows, or their halves, then the controls of the contexts, then other conditions."""
     position = {key: row for row, key in enumerate(rows)}
     context_of = {context: number for number, context in enumerate(contexts)}
-    n_rows, n_contexts = len(rows), len(contexts)
+    n_rows, n_contexts, parts = len(rows), len(contexts), 2 if halves else 1
+    first, last = parts * n_rows, parts * n_rows + n_contexts
     other = [
         key
         for key, size in zip(side.keys, side.size.tolist(), strict=True)
         if key not in position and key[0] != CONTROL and key[1] in context_of and size >= max(1, min_cells)
     ]
-    number = {key: 2 * n_rows + n_contexts + at for at, key in enumerate(other)}
-    number |= {(CONTROL, context): 2 * n_rows + at for context, at in context_of.items()}
-    number |= {key: 2 * row for key, row in position.items()}
+    number = {key: last + at for at, key in enumerate(other)}
+    number |= {(CONTROL, context): first + at for context, at in context_of.items()}
+    number |= {key: parts * row for key, row in position.items()}
     by_code = np.array([number.get(key, -1) for key in side.keys])
     group = np.where(side.code >= 0, by_code[side.code], -1)
-    in_rows = (group >= 0) & (group < 2 * n_rows)
+    in_rows = (group >= 0) & (group < first)
     if halves:
         group[in_rows] += assign_halves(group[in_rows], seed)
-    pool = np.where(in_rows, group // 2, np.where(group >= 0, group - n_rows, -1))  # rows, then contexts
+    pool = np.where(in_rows, group // parts, np.where(group >= 0, group - first + n_rows, -1))  # rows, then contexts
     chosen = _sample(side, pool, n_rows + n_contexts, max_cells, seed)
-    found = group_totals(side.file, group, 2 * n_rows + n_contexts + len(other), side.scaled.scale, chosen)
-    first, last = 2 * n_rows, 2 * n_rows + n_contexts
-    count, total, square = (table[0:first:2] + table[1:first:2] for table in (found.count, found.total, found.square))
+    found = group_totals(side.file, group, last + len(other), side.scaled.scale, chosen)
     cells, control_cells, half = None, None, []
     if max_cells:
         starts = np.searchsorted(pool[chosen], np.arange(n_rows + n_contexts + 1))
         cells = _cells(found.cells, starts[: n_rows + 1])
         control_cells = _cells(found.cells, starts[n_rows:])
-        half = [group[chosen[start:stop]] % 2 for start, stop in itertools.pairwise(starts[: n_rows + 1])]
+        half = [group[chosen[start:stop]] % parts for start, stop in itertools.pairwise(starts[: n_rows + 1])]
+    tables = (found.count, found.total, found.square)
+    by_part = [[table[part:first:parts] for table in tables] for part in range(parts)]
     return _Totals(
-        rows=native.moments(count, total, square),
-        halves=native.moments(found.count[:first], found.total[:first], found.square[:first]),
-        controls=native.moments(found.count[first:last], found.total[first:last], found.square[first:last]),
-        others=native.moments(found.count[last:], found.total[last:], found.square[last:]),
+        rows=moments(*(sum(pieces[1:], pieces[0]) for pieces in zip(*by_part, strict=True))),
+        halves=moments(*(table[:first] for table in tables)) if halves else None,
+        controls=moments(*(table[first:last] for table in tables)),
+        others=moments(*(table[last:] for table in tables)),
+        other_names=[name for name, _ in other],
         other_context=np.array([context_of[context] for _, context in other], dtype=np.int64),
         cells=cells,
         control_cells=control_cells,
@@ -226,7 +245,7 @@ def _sample(side: Side, pool: np.ndarray, n_pools: int, max_cells: int, seed: in
 
 def _cells(values: sparse.csr_matrix, starts: np.ndarray) -> Cells:
     def of(row: int) -> np.ndarray:
-        return values[starts[row] : starts[row + 1]].toarray().astype(np.float64)
+        return values[starts[row] : starts[row + 1]].toarray()
 
     return Cells(of, np.diff(starts))
 
@@ -253,22 +272,31 @@ def _compare(
         targets=metrics.target_mask(targets, predicted.genes),
         is_combination=np.array([len(names) > 1 for names in targets]),
         observed=totals.rows,
-        predicted=guessed.rows,
-        halves=totals.halves,
         control=controls.controls,
-        predicted_control=None,
         reference=reference,
+        candidates={PREDICTION: Candidate(guessed.rows.mean, guessed.rows.variance, guessed.cells)},
+        halves=totals.halves,
         cells=totals.cells,
-        predicted_cells=guessed.cells,
         control_cells=controls.control_cells,
         half=totals.half,
     )
 
 
+def _bulks(names: Sequence[str], comparison: Comparison, totals: _Totals) -> TrainingPseudobulks:
+    """Pseudobulks of the rows, then of the other conditions, as baselines are fitted on them."""
+    return TrainingPseudobulks(
+        conditions=[parse_condition(name) for name in names],
+        contexts=np.concatenate([comparison.context, totals.other_context]),
+        mean=np.concatenate([totals.rows.mean, totals.others.mean]),
+        count=np.concatenate([totals.rows.count, totals.others.count]),
+        control_mean=comparison.control.mean,
+    )
+
+
 def _use_training(
-    comparison: Comparison, training: Side, contexts: Sequence[tuple[str, ...]], rows: Sequence[Key], min_cells: int
-) -> None:
-    """Take the perturbed mean and the categories from the training screen instead."""
+    comparison: Comparison, training: Side, contexts: Sequence[tuple[str, ...]], min_cells: int
+) -> TrainingPseudobulks:
+    """Take the perturbed mean and the categories from the training screen instead, and return its pseudobulks."""
     every = sorted({context for _, context in training.keys})
     trained = [key for key in training.keys if key[0] != CONTROL and training.cells_of(key) >= min_cells]
     if not trained:
@@ -295,14 +323,21 @@ def _use_training(
         for name in comparison.conditions
         for mine in [set(parse_condition(name).targets)]
     ]
+    return TrainingPseudobulks(
+        conditions=[parse_condition(trained[row][0]) for row in np.flatnonzero(kept).tolist()],
+        contexts=place[kept],
+        mean=found.rows.mean[kept],
+        count=found.rows.count[kept],
+        control_mean=control,
+    )
 
 
 # ---------------------------------------------------------------------- what to warn of
 
 
-def _check_predictions(comparison: Comparison, rows: Sequence[Key], where: str) -> None:
+def _check_predictions(comparison: Comparison, predicted: GroupMoments, rows: Sequence[Key], where: str) -> None:
     """Refuse predictions of nothing; warn of those that metrics cannot tell apart."""
-    profile = comparison.predicted.mean
+    profile = predicted.mean
     empty = ~profile.any(axis=1)
     if empty.all():
         raise PerturbZooError(f"{where}: every predicted value is 0: nothing was predicted")
@@ -320,7 +355,7 @@ def _check_predictions(comparison: Comparison, rows: Sequence[Key], where: str) 
             _warn(
                 f"{where}: one profile is predicted for all {len(mine)} conditions: retrieval is .5 on average by construction"
             )
-    single = comparison.predicted.count < 2
+    single = predicted.count < 2
     if single.any() and comparison.cells is not None:
         _warn(f"{where}: {_listed(rows, single)}: predicted as one cell, so distances between cells are left empty")
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perturbzoo.evaluation.metrics import Array, welch_t
+from perturbzoo.evaluation.pseudobulk import GroupMoments
 
 
 def specificity_weights(mean: Array, variance: Array, n: NDArray[np.integer]) -> Array:
@@ -32,6 +33,18 @@ def specificity_weights(mean: Array, variance: Array, n: NDArray[np.integer]) ->
     """
     if len(mean) < 2:
         return np.full_like(mean, np.nan)
+    others = rest(mean, variance, n)
+    t = np.abs(welch_t(mean, variance, n, others.mean, others.variance, others.count))
+    # A gene without any variance that differs all the same has an infinite t: as clear as the clearest of the others.
+    finite = np.where(np.isfinite(t), t, 0.0).max(axis=1, keepdims=True)
+    t = np.where(np.isfinite(t), t, np.where(finite > 0, finite, 1.0))
+    low, high = t.min(axis=1, keepdims=True), t.max(axis=1, keepdims=True)
+    flat = high == low
+    return np.where(flat, 1.0, (t - low) / np.where(flat, 1.0, high - low)) ** 2
+
+
+def rest(mean: Array, variance: Array, n: NDArray[np.integer]) -> GroupMoments:
+    """Moments of the cells of all other conditions, for each of P >= 2 conditions; parameters as above."""
     count = n[:, None].astype(np.float64)
     total = count * mean
     square = np.nan_to_num(variance) * (count - 1) + count * mean**2
@@ -39,13 +52,7 @@ def specificity_weights(mean: Array, variance: Array, n: NDArray[np.integer]) ->
     other_mean = (total.sum(axis=0) - total) / others
     other_square = square.sum(axis=0) - square
     other_variance = np.maximum(other_square - others * other_mean**2, 0.0) / np.maximum(others - 1, 1)
-    t = np.abs(welch_t(mean, variance, n, other_mean, other_variance, others[:, 0].astype(np.int64)))
-    # A gene without any variance that differs all the same has an infinite t: as clear as the clearest of the others.
-    finite = np.where(np.isfinite(t), t, 0.0).max(axis=1, keepdims=True)
-    t = np.where(np.isfinite(t), t, np.where(finite > 0, finite, 1.0))
-    low, high = t.min(axis=1, keepdims=True), t.max(axis=1, keepdims=True)
-    flat = high == low
-    return np.where(flat, 1.0, (t - low) / np.where(flat, 1.0, high - low)) ** 2
+    return GroupMoments(count=others[:, 0].astype(np.int64), mean=other_mean, variance=other_variance)
 
 
 def weighted_mse(predicted: Array, observed: Array, weights: Array) -> Array:

@@ -40,6 +40,26 @@ FILE_METRICS: dict[str, bool | None] = {
 }
 """Those, and what :mod:`perturbzoo.evaluation.native` adds where two files are compared; None: 1 is best."""
 
+PRINTED = (
+    "pearson_delta",
+    "pearson_delta_perturbed_reference",
+    "direction_top20_de",
+    "mse_top20_de",
+    "mse",
+    "pds_cosine",
+    "centroid_accuracy",
+    "weighted_r2_delta",
+    "variance_recovery",
+    "e_distance",
+)
+"""The metrics that the commands print; all are in the files that they write."""
+
+CORRELATIONS = ("pearson_delta", "pearson_delta_perturbed_reference")
+"""Metrics of the ceiling that Spearman and Brown's formula takes to full size: :func:`at_full_size`."""
+
+SQUARED_ERRORS = ("mse", "mse_top20_de", "mse_top20_de_no_target", "weighted_mse")
+"""Metrics of the ceiling that are halved there."""
+
 
 def score_conditions(
     pseudobulks: Pseudobulks,
@@ -107,19 +127,26 @@ def at_full_size(halves: pd.DataFrame) -> pd.DataFrame:
 
     With independent noise of variance v / n in the mean of n cells, a half predicts the other with the squared error
     4 v / n and a repeat with 2 v / n: squared errors are halved, absolute errors and roots divided by the root of 2.
-    A correlation r becomes 2 r / (1 + r) (Spearman-Brown); one below 0 is left as it is, as is the fraction of correct
-    directions, for which there is no such law. Without this, a good model on few cells would score above its ceiling.
+    A correlation r becomes 2 r / (1 + r) (Spearman-Brown); one below 0 is left as it is, as are ranks, directions and all other
+    columns, for which there is no such law. Without this, a good model on few cells would score above its ceiling.
 
     Parameters
     ----------
     halves
-        Scores (:func:`score_conditions`) of :func:`perturbzoo.evaluation.pseudobulk.split_half`.
+        Scores of one half as the prediction of the other (:func:`perturbzoo.evaluation.pseudobulk.split_half`).
     """
     scores = halves.copy()
-    for name in ("pearson_delta", "pearson_delta_perturbed_reference"):
-        scores[name] = scores[name].where(scores[name] < 0, 2 * scores[name] / (1 + scores[name]))
-    scores[["mse", "mse_top20_de", "mse_top20_de_no_target"]] /= 2
-    scores[["mae", "rmse"]] /= np.sqrt(2)
+    for name in CORRELATIONS:
+        if name in scores:
+            scores[name] = scores[name].where(scores[name] < 0, 2 * scores[name] / (1 + scores[name]))
+    for name in SQUARED_ERRORS:
+        if name in scores:
+            scores[name] /= 2
+    for name in ("mae", "rmse"):
+        if name in scores:
+            scores[name] /= np.sqrt(2)
+    if "weighted_r2_delta" in scores:
+        scores["weighted_r2_delta"] = 1 - (1 - scores["weighted_r2_delta"]) / 2
     return scores
 
 
