@@ -23,11 +23,12 @@ from perturbzoo.data.two_files import CONTROL, Key, Side, common_rows, control_s
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation import metrics, native
 from perturbzoo.evaluation.comparison import Candidate, Cells, Comparison, moments
+from perturbzoo.evaluation.interaction_recovery import Singles
 from perturbzoo.evaluation.native import PREDICTION
 from perturbzoo.evaluation.pseudobulk import GroupMoments, assign_halves
 from perturbzoo.evaluation.summary import summarise
-from perturbzoo.evaluation.table import FILE_METRICS
-from perturbzoo.perturbation import parse_condition
+from perturbzoo.evaluation.table import COUNTS, FILE_METRICS
+from perturbzoo.perturbation import Condition, parse_condition
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 SAMPLE_BYTES = 1 << 30
 """Memory that the sampled cells of one file may take; fewer cells are sampled where it is not enough."""
+
+CONTROLS_PER_CELL = 5
+"""How many times as many control cells as cells of a condition are kept for tests."""
 
 
 @dataclass
@@ -61,7 +65,7 @@ class Evaluation:
         """The prediction's own table: condition, category, context where there are several, metrics, flags."""
         frame = self.scores[PREDICTION]
         first = ["condition", "category", *(["context"] if frame["context"].any() else []), "n_cells", "n_cells_predicted"]
-        scored = [name for name in FILE_METRICS if name in frame]
+        scored = [name for name in (*FILE_METRICS, *COUNTS) if name in frame]
         return frame[[*first, *scored, *(name for name in frame if name.endswith("_undefined"))]]
 
 
@@ -104,7 +108,8 @@ def evaluate(
     min_cells
         Conditions with fewer observed cells are left out.
     max_cells
-        Cells of each condition that distances between cells use, drawn at random; 0 leaves these metrics out.
+        Cells of each condition that distances and tests between cells use, drawn at random; of controls, tests use up to five times
+        as many. 0 leaves these metrics out.
     pds, estimator
         See :func:`perturbzoo.evaluation.native.score`.
     seed
@@ -155,6 +160,7 @@ class _Totals:
     halves: GroupMoments
     controls: GroupMoments
     others: GroupMoments
+    other_keys: list[Key]
     other_context: np.ndarray
     cells: Cells | None
     control_cells: Cells | None
@@ -189,21 +195,22 @@ def _totals(
     if halves:
         group[in_rows] += assign_halves(group[in_rows], seed)
     pool = np.where(in_rows, group // 2, np.where(group >= 0, group - n_rows, -1))  # rows, then contexts
-    chosen = _sample(side, pool, n_rows + n_contexts, max_cells, seed)
+    chosen = _sample(side, pool, n_rows, n_contexts, max_cells, seed)
     found = group_totals(side.file, group, 2 * n_rows + n_contexts + len(other), side.scaled.scale, chosen)
     first, last = 2 * n_rows, 2 * n_rows + n_contexts
     count, total, square = (table[0:first:2] + table[1:first:2] for table in (found.count, found.total, found.square))
     cells, control_cells, half = None, None, []
     if max_cells:
         starts = np.searchsorted(pool[chosen], np.arange(n_rows + n_contexts + 1))
-        cells = _cells(found.cells, starts[: n_rows + 1])
-        control_cells = _cells(found.cells, starts[n_rows:])
+        cells = _cells(found.cells, starts[: n_rows + 1], max_cells)
+        control_cells = _cells(found.cells, starts[n_rows:], max_cells)
         half = [group[chosen[start:stop]] % 2 for start, stop in itertools.pairwise(starts[: n_rows + 1])]
     return _Totals(
         rows=moments(count, total, square),
         halves=moments(found.count[:first], found.total[:first], found.square[:first]),
         controls=moments(found.count[first:last], found.total[first:last], found.square[first:last]),
         others=moments(found.count[last:], found.total[last:], found.square[last:]),
+        other_keys=other,
         other_context=np.array([context_of[context] for _, context in other], dtype=np.int64),
         cells=cells,
         control_cells=control_cells,
@@ -211,10 +218,11 @@ def _totals(
     )
 
 
-def _sample(side: Side, pool: np.ndarray, n_pools: int, max_cells: int, seed: int) -> np.ndarray:
-    """Rows of up to `max_cells` cells of each pool, by pool, in random order within."""
+def _sample(side: Side, pool: np.ndarray, n_rows: int, n_contexts: int, max_cells: int, seed: int) -> np.ndarray:
+    """Rows of up to `max_cells` cells of each pool, by pool, in random order within; of controls more, as all tests share them."""
     if not max_cells:
         return np.zeros(0, dtype=np.int64)
+    n_pools = n_rows + n_contexts
     per_cell = 8 * max(1.0, side.scaled.filled * len(side.file.genes))
     affordable = max(2, int(SAMPLE_BYTES / (per_cell * max(1, n_pools))))
     if affordable < max_cells and np.bincount(pool[(pool >= 0) & (pool < n_pools)]).max(initial=0) > affordable:
@@ -223,14 +231,20 @@ def _sample(side: Side, pool: np.ndarray, n_pools: int, max_cells: int, seed: in
     order = cells[np.lexsort((np.random.default_rng(seed).random(len(cells)), pool[cells]))]
     _, start, size = np.unique(pool[order], return_index=True, return_counts=True)
     rank = np.arange(len(order)) - np.repeat(start, size)
-    return order[rank < min(max_cells, affordable)]
+    limit = min(max_cells, affordable)
+    return order[rank < np.where(np.repeat(pool[order[start]] < n_rows, size), limit, CONTROLS_PER_CELL * limit)]
 
 
-def _cells(values: sparse.csr_matrix, starts: np.ndarray) -> Cells:
+def _cells(values: sparse.csr_matrix, starts: np.ndarray, max_cells: int) -> Cells:
+    """Distances take up to `max_cells` of them, tests all."""
+
     def of(row: int) -> np.ndarray:
-        return values[starts[row] : starts[row + 1]].toarray().astype(np.float64)
+        return values[starts[row] : min(starts[row] + max_cells, starts[row + 1])].toarray().astype(np.float64)
 
-    return Cells(of, np.diff(starts))
+    def sparse_of(rows: Sequence[int]) -> sparse.csr_matrix:
+        return values[np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])]
+
+    return Cells(of, np.diff(starts), sparse_of)
 
 
 def _compare(
@@ -262,7 +276,20 @@ def _compare(
         cells=totals.cells,
         control_cells=controls.control_cells,
         half=totals.half,
+        singles=_singles(rows, [*rows, *totals.other_keys], centroids),
     )
+
+
+def _singles(rows: Sequence[Key], keys: Sequence[Key], mean: np.ndarray) -> dict[int, Singles]:
+    """Of the rows that are combinations of two, those whose singles are among other measured conditions of the same context."""
+    place = {key: row for row, key in enumerate(keys)}
+    found = {}
+    for row, (name, context) in enumerate(rows):
+        acts = list(parse_condition(name))
+        alone = [place.get((str(Condition([act])), context)) for act in acts]
+        if len(acts) == 2 and alone[0] is not None and alone[1] is not None:
+            found[row] = Singles(mean[alone[0]], mean[alone[1]])
+    return found
 
 
 def _use_training(
@@ -288,6 +315,7 @@ def _use_training(
             f"{training.file.where}: no control cells in the contexts of its conditions: no change can be taken"
         )
     comparison.reference = metrics.perturbed_mean(found.rows.mean[kept], place[kept], control)[: len(contexts)]
+    comparison.singles = _singles(rows, trained, found.rows.mean) | comparison.singles
     conditions = {name for name, _ in trained}
     known = {target for name in conditions for target in parse_condition(name).targets}
     comparison.categories = [

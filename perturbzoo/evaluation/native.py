@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from perturbzoo.evaluation import effects, metrics, retrieval
+from perturbzoo.evaluation import cell_tests, effects, metrics, pseudobulk_columns, retrieval
 from perturbzoo.evaluation.ceilings import CEILING, DUPLICATE, INTERPOLATED, ceilings
 from perturbzoo.evaluation.cell_distances import cell_distances
 from perturbzoo.evaluation.comparison import Candidate, Comparison, Truth, by_context, make_truth, pseudobulks_of
@@ -75,19 +75,31 @@ def score(
     rows = {name: (candidate, truth) for name, candidate in comparison.candidates.items()}
     if comparison.halves is not None:
         rows |= ceilings(comparison)
+    chosen = {id(one): pseudobulk_columns.choose(comparison, one.moments, one.half) for _, one in rows.values()}
     scores: dict[str, pd.DataFrame] = {}
     for name, (candidate, against) in rows.items():
-        # the same half twice
-        scores[name] = scores[CEILING].copy() if name == DUPLICATE else _score(comparison, candidate, against, pds)
+        if name == DUPLICATE:  # the same half twice
+            scores[name] = scores[CEILING].copy()
+        else:
+            scores[name] = _score(comparison, candidate, against, chosen[id(against)], pds)
     if comparison.cells is not None:
-        for name, columns in cell_distances(comparison, rows, estimator).items():
-            scores[name] = scores[name].assign(**columns)
+        for columns in (cell_distances(comparison, rows, estimator), cell_tests.columns(comparison, rows)):
+            for name, of in columns.items():
+                scores[name] = _with(scores[name], of)
     if CEILING in scores:
         scores[CEILING] = at_full_size(scores[CEILING])
     return scores
 
 
-def _score(comparison: Comparison, candidate: Candidate, truth: Truth, pds: str) -> pd.DataFrame:
+def _with(table: pd.DataFrame, columns: dict[str, Array]) -> pd.DataFrame:
+    """The table with further columns; one by one, a hundred of them would copy it as often."""
+    further = pd.DataFrame({name: values for name, values in columns.items() if name not in table}, index=table.index)
+    return pd.concat([table, further], axis=1)
+
+
+def _score(
+    comparison: Comparison, candidate: Candidate, truth: Truth, chosen: pseudobulk_columns.Chosen, pds: str
+) -> pd.DataFrame:
     """All metrics of pseudobulks, by row: the one place where a column is made."""
     context = comparison.context
     reference = comparison.reference[context]
@@ -129,4 +141,4 @@ def _score(comparison: Comparison, candidate: Candidate, truth: Truth, pds: str)
     if variance is None:
         variance = np.full_like(bulks.observed, np.nan)
     table["cell_variance_recovery"] = effects.cell_variance_recovery(variance, bulks.observed_variance)
-    return table
+    return _with(table, pseudobulk_columns.columns(comparison, bulks.predicted, predicted, truth.moments, chosen))
