@@ -16,7 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from perturbzoo import floors
 from perturbzoo.data.cell_blocks import CellFile, group_totals
+from perturbzoo.data.datamodule import TrainingPseudobulks
 from perturbzoo.data.screen import Columns
 from perturbzoo.data.split_methods import category_of
 from perturbzoo.data.two_files import CONTROL, Key, Side, common_rows, control_side, key_name, read_sides
@@ -24,7 +26,7 @@ from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation import metrics, native
 from perturbzoo.evaluation.comparison import Candidate, Cells, Comparison, moments
 from perturbzoo.evaluation.interaction_recovery import Singles
-from perturbzoo.evaluation.native import PREDICTION
+from perturbzoo.evaluation.native import PERTURBED_MEAN, PREDICTION, TRAINING_MEAN
 from perturbzoo.evaluation.pseudobulk import GroupMoments, assign_halves
 from perturbzoo.evaluation.summary import summarise
 from perturbzoo.evaluation.table import COUNTS, FILE_METRICS
@@ -131,18 +133,32 @@ def evaluate(
     guessed = _totals(mine, rows, contexts, seed, max_cells, 1, halves=False)
     control_totals = guessed if control_from is mine else totals
     comparison = _compare(mine.file, rows, contexts, totals, guessed, control_totals)
+    conditions = [parse_condition(name) for name, _ in rows]
+    everything = _bulks([name for name, _ in rows] + totals.other_names, comparison, totals)
+    comparison.singles = _singles(comparison, everything)
     if sides.keys() == {"predicted", "observed"}:
-        origin = f"all {len(totals.others.count) + len(rows)} perturbations in {theirs.file.where}, those scored among them"
+        fitted = floors.cross_fitted(everything, mine.file.genes, len(rows), seed)
+        mean = PERTURBED_MEAN
+        said += [
+            f"{mean}: mean of all {len(everything.conditions)} perturbations in {theirs.file.where}, those scored among them",
+            "additive: sum of the observed singles, the perturbed mean for a single; bilinear, knn: each condition from others, in "
+            f"{floors.FOLDS} folds"
+            if fitted
+            else "additive, bilinear, knn: left out, one condition has no others",
+        ]
     else:
-        _use_training(comparison, sides["training"], contexts, rows, min_cells)
-        origin = f"the perturbations in {sides['training'].file.where}"
-    said.append(f"perturbed mean: mean of {origin}")
+        training_bulks = _use_training(comparison, sides["training"], contexts, min_cells)
+        comparison.singles = _singles(comparison, training_bulks) | comparison.singles
+        fitted = floors.fitted(training_bulks, mine.file.genes, conditions, comparison.context)
+        mean = TRAINING_MEAN
+        said.append(f"{', '.join([mean, *fitted])}: of the perturbations in {sides['training'].file.where}")
     _check_predictions(comparison, guessed.rows, rows, mine.file.where)
     if guessed.controls.count.sum() and control_from is theirs:
         _compare_controls(guessed.controls, totals.controls, reference)
     if reference == "own":
         comparison.candidates[PREDICTION].control = guessed.controls.mean
-    comparison.candidates |= native.floors(comparison)
+    comparison.candidates |= native.floors(comparison, mean)
+    comparison.candidates |= {name: Candidate(profiles, moves_controls=True) for name, profiles in fitted.items()}
     scores = native.score(comparison, pds=pds, estimator=estimator)
     for frame in scores.values():
         frame["n_cells_predicted"] = guessed.rows.count
@@ -160,7 +176,7 @@ class _Totals:
     halves: GroupMoments
     controls: GroupMoments
     others: GroupMoments
-    other_keys: list[Key]
+    other_names: list[str]
     other_context: np.ndarray
     cells: Cells | None
     control_cells: Cells | None
@@ -210,7 +226,7 @@ def _totals(
         halves=moments(found.count[:first], found.total[:first], found.square[:first]),
         controls=moments(found.count[first:last], found.total[first:last], found.square[first:last]),
         others=moments(found.count[last:], found.total[last:], found.square[last:]),
-        other_keys=other,
+        other_names=[name for name, _ in other],
         other_context=np.array([context_of[context] for _, context in other], dtype=np.int64),
         cells=cells,
         control_cells=control_cells,
@@ -276,26 +292,36 @@ def _compare(
         cells=totals.cells,
         control_cells=controls.control_cells,
         half=totals.half,
-        singles=_singles(rows, [*rows, *totals.other_keys], centroids),
     )
 
 
-def _singles(rows: Sequence[Key], keys: Sequence[Key], mean: np.ndarray) -> dict[int, Singles]:
-    """Of the rows that are combinations of two, those whose singles are among other measured conditions of the same context."""
+def _singles(comparison: Comparison, measured: TrainingPseudobulks) -> dict[int, Singles]:
+    """Of the rows that are combinations of two, those whose singles were measured in the same context."""
+    keys = zip(measured.conditions, measured.contexts.tolist(), strict=True)
     place = {key: row for row, key in enumerate(keys)}
     found = {}
-    for row, (name, context) in enumerate(rows):
-        acts = list(parse_condition(name))
-        alone = [place.get((str(Condition([act])), context)) for act in acts]
-        if len(acts) == 2 and alone[0] is not None and alone[1] is not None:
-            found[row] = Singles(mean[alone[0]], mean[alone[1]])
+    for row, (name, context) in enumerate(zip(comparison.conditions, comparison.context.tolist(), strict=True)):
+        alone = [place.get((Condition([act]), context)) for act in parse_condition(name)]
+        if len(alone) == 2 and alone[0] is not None and alone[1] is not None:
+            found[row] = Singles(measured.mean[alone[0]], measured.mean[alone[1]])
     return found
 
 
+def _bulks(names: Sequence[str], comparison: Comparison, totals: _Totals) -> TrainingPseudobulks:
+    """Pseudobulks of the rows, then of the other conditions, as baselines are fitted on them."""
+    return TrainingPseudobulks(
+        conditions=[parse_condition(name) for name in names],
+        contexts=np.concatenate([comparison.context, totals.other_context]),
+        mean=np.concatenate([totals.rows.mean, totals.others.mean]),
+        count=np.concatenate([totals.rows.count, totals.others.count]),
+        control_mean=comparison.control.mean,
+    )
+
+
 def _use_training(
-    comparison: Comparison, training: Side, contexts: Sequence[tuple[str, ...]], rows: Sequence[Key], min_cells: int
-) -> None:
-    """Take the perturbed mean and the categories from the training screen instead."""
+    comparison: Comparison, training: Side, contexts: Sequence[tuple[str, ...]], min_cells: int
+) -> TrainingPseudobulks:
+    """Take the perturbed mean and the categories from the training screen instead, and return its pseudobulks."""
     every = sorted({context for _, context in training.keys})
     trained = [key for key in training.keys if key[0] != CONTROL and training.cells_of(key) >= min_cells]
     if not trained:
@@ -315,7 +341,6 @@ def _use_training(
             f"{training.file.where}: no control cells in the contexts of its conditions: no change can be taken"
         )
     comparison.reference = metrics.perturbed_mean(found.rows.mean[kept], place[kept], control)[: len(contexts)]
-    comparison.singles = _singles(rows, trained, found.rows.mean) | comparison.singles
     conditions = {name for name, _ in trained}
     known = {target for name in conditions for target in parse_condition(name).targets}
     comparison.categories = [
@@ -323,6 +348,13 @@ def _use_training(
         for name in comparison.conditions
         for mine in [set(parse_condition(name).targets)]
     ]
+    return TrainingPseudobulks(
+        conditions=[parse_condition(trained[row][0]) for row in np.flatnonzero(kept).tolist()],
+        contexts=place[kept],
+        mean=found.rows.mean[kept],
+        count=found.rows.count[kept],
+        control_mean=control,
+    )
 
 
 # ---------------------------------------------------------------------- what to warn of

@@ -10,7 +10,7 @@ from perturbzoo.evaluation.comparison import Candidate, Comparison, Truth
 from perturbzoo.evaluation.metrics import Array
 from perturbzoo.evaluation.samples import Estimator, Sample, Transports, compare, median_distance
 
-_BANDWIDTH_CELLS = 1000
+_BANDWIDTH_CELLS = 500
 
 
 def cell_distances(
@@ -18,7 +18,7 @@ def cell_distances(
 ) -> dict[str, dict[str, Array]]:
     """E-distance, squared MMD and Sinkhorn divergence; none for candidates without cells.
 
-    The kernel's width is the median distance between up to 1,000 of the sampled observed cells, controls among them; the
+    The kernel's width is the median distance between up to 500 of the sampled observed cells, controls among them; the
     transport is regularised with a tenth of its square, and uses as many cells of a condition as the smallest sample has that is
     compared there. All are the same for all that is compared.
 

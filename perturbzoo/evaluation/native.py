@@ -24,6 +24,7 @@ from perturbzoo.evaluation.table import at_full_size, score_conditions
 PREDICTION = "prediction"
 NO_CHANGE = "no change"
 PERTURBED_MEAN = "perturbed mean"
+TRAINING_MEAN = "training mean"
 
 __all__ = [
     "CEILING",
@@ -32,6 +33,7 @@ __all__ = [
     "NO_CHANGE",
     "PERTURBED_MEAN",
     "PREDICTION",
+    "TRAINING_MEAN",
     "Candidate",
     "Comparison",
     "floors",
@@ -39,11 +41,11 @@ __all__ = [
 ]
 
 
-def floors(comparison: Comparison) -> dict[str, Candidate]:
-    """The two predictions that need no fit: no change, and the mean of the perturbations."""
+def floors(comparison: Comparison, mean: str = PERTURBED_MEAN) -> dict[str, Candidate]:
+    """The two predictions that need no fit: no change, and the mean of the perturbations, by the name that is given."""
     return {
         NO_CHANGE: Candidate(comparison.control.mean[comparison.context], moves_controls=True),
-        PERTURBED_MEAN: Candidate(comparison.reference[comparison.context], moves_controls=True),
+        mean: Candidate(comparison.reference[comparison.context], moves_controls=True),
     }
 
 
