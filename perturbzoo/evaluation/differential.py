@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,7 +82,7 @@ def against_control(
     control
         Shape ``(M, G)``: control cells, of the conditions' context.
     threads
-        Of illico; None: as many as there are processors for this process. The numbers do not depend on it.
+        Of illico; None: as many as numba has, one for each processor of this process. The numbers do not depend on it.
     """
     result = Differential(*(np.full((n_groups, cells.shape[1]), np.nan) for _ in range(3)))
     present, place = np.unique(group, return_inverse=True)
@@ -111,6 +110,7 @@ def _wilcoxon(
     """P-values, ``(n, G)``, of groups that all have cells."""
     import anndata
     import illico
+    import numba
     import pandas as pd
     from loguru import logger
 
@@ -127,7 +127,7 @@ def _wilcoxon(
                 is_log1p=True,
                 group_keys="group",
                 reference=names[n],
-                n_threads=threads or len(os.sched_getaffinity(0)),
+                n_threads=threads or numba.get_num_threads(),
                 use_continuity=False,
                 tie_correct=True,
             )
