@@ -25,7 +25,8 @@ def ceilings(comparison: Comparison) -> dict[str, tuple[Candidate, Truth]]:
     Returns
     -------
     The first half, twice, as :data:`CEILING` (whose scores are still to be taken to the whole experiment's size) and as
-    :data:`DUPLICATE`; and :func:`interpolated_duplicate` of it, which has no cells. A row with one cell has no halves: NaN.
+    :data:`DUPLICATE`; and :func:`interpolated_duplicate` of it, which has no cells, where there are other conditions. A row with one
+    cell has no halves: NaN.
     """
     assert comparison.halves is not None
     count, mean, variance = comparison.halves.count, comparison.halves.mean, comparison.halves.variance
@@ -44,7 +45,10 @@ def ceilings(comparison: Comparison) -> dict[str, tuple[Candidate, Truth]]:
     for one in np.unique(comparison.context):
         mine = np.flatnonzero(comparison.context == one)
         blended[mine] = interpolated_duplicate(_rows(first, mine), _rows(comparison.observed, mine))
-    return {CEILING: (half, truth), DUPLICATE: (half, truth), INTERPOLATED: (Candidate(blended), truth)}
+    found = {CEILING: (half, truth), DUPLICATE: (half, truth)}
+    if np.isfinite(blended).all(axis=1).any():
+        found[INTERPOLATED] = (Candidate(blended), truth)
+    return found
 
 
 def interpolated_duplicate(duplicate: GroupMoments, observed: GroupMoments) -> Array:

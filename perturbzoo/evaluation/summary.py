@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from perturbzoo.errors import PerturbZooError, shortened
 from perturbzoo.evaluation.metrics import Array
-from perturbzoo.evaluation.table import FILE_METRICS, PRINTED
+from perturbzoo.evaluation.table import FILE_METRICS
 
 ALL = "all"
 """Name of the block over the conditions of every category."""
@@ -159,7 +159,7 @@ def format_table(summary: pd.DataFrame, width: int = 120) -> str:
     Parameters
     ----------
     summary
-        Of :func:`summarise`; of its metrics, those of :data:`perturbzoo.evaluation.table.PRINTED`.
+        Of :func:`summarise`.
     width
         Columns of text at the most; metrics that do not fit side by side follow in a further panel.
 
@@ -168,7 +168,6 @@ def format_table(summary: pd.DataFrame, width: int = 120) -> str:
     The text. Cells say ``mean [low, high]``. ``(5)`` after a model's name says that it was scored on 5 conditions, where
     that is not all of the block's. An empty category is one line that says ``-``.
     """
-    summary = summary[summary["metric"].isin(PRINTED)]
     columns = [_Column(str(name), rows) for name, rows in summary.groupby("metric", sort=False)]
     blocks = [_block(str(name), rows) for name, rows in summary.groupby("category", sort=False)]
     margin = max(len(label) for _, labels in blocks for label in labels.values())
