@@ -174,7 +174,7 @@ class _Totals:
     """One file's moments: of the rows that are scored, of their halves, of controls by context, of its other conditions."""
 
     rows: GroupMoments
-    halves: GroupMoments
+    halves: GroupMoments | None
     controls: GroupMoments
     others: GroupMoments
     other_names: list[str]
@@ -194,39 +194,40 @@ def _totals(
     *,
     halves: bool,
 ) -> _Totals:
-    """Stream a file once: groups are the halves of the rows, then the controls of the contexts, then other conditions."""
+    """Stream a file once: groups are the rows, or their halves, then the controls of the contexts, then other conditions."""
     position = {key: row for row, key in enumerate(rows)}
     context_of = {context: number for number, context in enumerate(contexts)}
-    n_rows, n_contexts = len(rows), len(contexts)
+    n_rows, n_contexts, parts = len(rows), len(contexts), 2 if halves else 1
+    first, last = parts * n_rows, parts * n_rows + n_contexts
     other = [
         key
         for key, size in zip(side.keys, side.size.tolist(), strict=True)
         if key not in position and key[0] != CONTROL and key[1] in context_of and size >= max(1, min_cells)
     ]
-    number = {key: 2 * n_rows + n_contexts + at for at, key in enumerate(other)}
-    number |= {(CONTROL, context): 2 * n_rows + at for context, at in context_of.items()}
-    number |= {key: 2 * row for key, row in position.items()}
+    number = {key: last + at for at, key in enumerate(other)}
+    number |= {(CONTROL, context): first + at for context, at in context_of.items()}
+    number |= {key: parts * row for key, row in position.items()}
     by_code = np.array([number.get(key, -1) for key in side.keys])
     group = np.where(side.code >= 0, by_code[side.code], -1)
-    in_rows = (group >= 0) & (group < 2 * n_rows)
+    in_rows = (group >= 0) & (group < first)
     if halves:
         group[in_rows] += assign_halves(group[in_rows], seed)
-    pool = np.where(in_rows, group // 2, np.where(group >= 0, group - n_rows, -1))  # rows, then contexts
+    pool = np.where(in_rows, group // parts, np.where(group >= 0, group - first + n_rows, -1))  # rows, then contexts
     chosen = _sample(side, pool, n_rows, n_contexts, max_cells, seed)
-    found = group_totals(side.file, group, 2 * n_rows + n_contexts + len(other), side.scaled.scale, chosen)
-    first, last = 2 * n_rows, 2 * n_rows + n_contexts
-    count, total, square = (table[0:first:2] + table[1:first:2] for table in (found.count, found.total, found.square))
+    found = group_totals(side.file, group, last + len(other), side.scaled.scale, chosen)
     cells, control_cells, half = None, None, []
     if max_cells:
         starts = np.searchsorted(pool[chosen], np.arange(n_rows + n_contexts + 1))
         cells = _cells(found.cells, starts[: n_rows + 1], max_cells)
         control_cells = _cells(found.cells, starts[n_rows:], max_cells)
-        half = [group[chosen[start:stop]] % 2 for start, stop in itertools.pairwise(starts[: n_rows + 1])]
+        half = [group[chosen[start:stop]] % parts for start, stop in itertools.pairwise(starts[: n_rows + 1])]
+    tables = (found.count, found.total, found.square)
+    by_part = [[table[part:first:parts] for table in tables] for part in range(parts)]
     return _Totals(
-        rows=moments(count, total, square),
-        halves=moments(found.count[:first], found.total[:first], found.square[:first]),
-        controls=moments(found.count[first:last], found.total[first:last], found.square[first:last]),
-        others=moments(found.count[last:], found.total[last:], found.square[last:]),
+        rows=moments(*(sum(pieces[1:], pieces[0]) for pieces in zip(*by_part, strict=True))),
+        halves=moments(*(table[:first] for table in tables)) if halves else None,
+        controls=moments(*(table[first:last] for table in tables)),
+        others=moments(*(table[last:] for table in tables)),
         other_names=[name for name, _ in other],
         other_context=np.array([context_of[context] for _, context in other], dtype=np.int64),
         cells=cells,

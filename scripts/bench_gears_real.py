@@ -31,11 +31,10 @@ from bench_gears_ours import predicted_changes
 
 import perturbzoo
 from perturbzoo.data.datamodule import PerturbSeqDataModule
-from perturbzoo.evaluation.pseudobulk import Pseudobulks
+from perturbzoo.evaluation.comparison import Candidate
 from perturbzoo.evaluation.summary import format_table, paired_difference, summarise
-from perturbzoo.evaluation.table import at_full_size, score_conditions
 from perturbzoo.models import GEARS
-from perturbzoo.models.testing import CEILING, baseline_predictions, ceiling, perturbed_reference
+from perturbzoo.models.testing import CEILING, baseline_predictions, score_predictions
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "data"
 RESULTS = Path(__file__).resolve().parent / "results" / "gears"
@@ -92,33 +91,25 @@ def scores_of(screen: str, seeds: int, epochs: int) -> dict[str, pd.DataFrame]:
     for seed, draw, split in runs(screen, seeds):
         with contextlib.redirect_stdout(io.StringIO()):
             data = data_module(screen, split, seed)
-            bulks, genes = observed(data, "test")
+            bulks, _ = observed(data, "test")
             model = trained(data, seed, epochs)
             plain = data_module(screen, split, seed, perturbation_graph=None)
             without = trained(plain, seed, epochs)
             change = predicted_changes(model, data, "test")
-            predictions: dict[str, Pseudobulks] = {
-                "GEARS": bulks.with_prediction(bulks.control + change),
-                "GEARS, no graph": bulks.with_prediction(bulks.control + predicted_changes(without, plain, "test")),
-                **baseline_predictions(data, bulks, model),
-                CEILING: ceiling(data, bulks),
+            predictions = {
+                "GEARS": bulks.control + change,
+                "GEARS, no graph": bulks.control + predicted_changes(without, plain, "test"),
+                **{label: found.predicted for label, found in baseline_predictions(data, bulks, model).items()},
             }
         of_fold = changes.setdefault(f"{draw}{split.get('fold')}", [])
         of_fold.append(change)
         if len(of_fold) == seeds:
             mean = np.mean(of_fold, axis=0)
-            predictions[f"mean of {seeds} GEARS"] = bulks.with_prediction(bulks.control + mean)
-        described = pd.DataFrame(data.describe_pairs(bulks.pair))
-        for label, predicted in predictions.items():
-            table = score_conditions(
-                predicted,
-                conditions=described["condition"].tolist(),
-                contexts=[draw or context for context in described["context"]],
-                categories=described["category"].tolist(),
-                reference=perturbed_reference(data)[bulks.context],
-                de=genes,
-            )
-            collected.setdefault(label, []).append(at_full_size(table) if label == CEILING else table)
+            predictions[f"mean of {seeds} GEARS"] = bulks.control + mean
+        tables = score_predictions(data, bulks, {label: Candidate(mean) for label, mean in predictions.items()})
+        for label in (*predictions, CEILING):
+            table = tables[label].assign(context=draw) if draw else tables[label]
+            collected.setdefault(label, []).append(table)
     keys = ["condition", "context", "category"]
     return {
         label: pd.concat(tables).groupby(keys, as_index=False, sort=False).mean(numeric_only=True)

@@ -52,12 +52,13 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 import perturbzoo
 from perturbzoo.data.datamodule import PerturbSeqDataModule
+from perturbzoo.evaluation.comparison import Candidate
 from perturbzoo.evaluation.pseudobulk import DESets, Pseudobulks
 from perturbzoo.evaluation.summary import format_table, paired_difference, summarise
-from perturbzoo.evaluation.table import at_full_size, score_conditions
+from perturbzoo.evaluation.table import score_conditions
 from perturbzoo.models import find_model
 from perturbzoo.models.base import SELECTION_METRIC, PerturbationModel
-from perturbzoo.models.testing import CEILING, baseline_predictions, ceiling, perturbed_reference
+from perturbzoo.models.testing import CEILING, baseline_predictions, perturbed_reference, score_predictions
 from perturbzoo.simulate import simulate_linear, truth_frame, write_go_table
 
 CONFIGS = HERE.parent / "configs" / "model"
@@ -163,12 +164,14 @@ class Scores:
         self.cells: dict[str, list[pd.DataFrame]] = {}
         self.truth: dict[str, list[pd.DataFrame]] = {}
 
-    def add(self, label: str, predicted: Pseudobulks, truth: np.ndarray, genes: DESets, labels: dict[str, Any]) -> None:
-        table = score_conditions(predicted, de=genes, **labels)
-        self.cells.setdefault(label, []).append(at_full_size(table) if label == CEILING else table)
-        if label != CEILING:
-            exact = replace(predicted, observed=predicted.control + truth)
-            self.truth.setdefault(label, []).append(score_conditions(exact, de=genes, **labels))
+    def add(self, label: str, table: pd.DataFrame, screen: int) -> None:
+        self.cells.setdefault(label, []).append(
+            table.assign(condition=[f"{name}, screen {screen}" for name in table["condition"]])
+        )
+
+    def add_truth(self, label: str, predicted: Pseudobulks, truth: np.ndarray, genes: DESets, labels: dict[str, Any]) -> None:
+        exact = replace(predicted, observed=predicted.control + truth)
+        self.truth.setdefault(label, []).append(score_conditions(exact, de=genes, **labels))
 
 
 def score_screen(scores: Scores, options: argparse.Namespace, seed: int) -> None:
@@ -193,10 +196,14 @@ def score_screen(scores: Scores, options: argparse.Namespace, seed: int) -> None
             own = bulks.with_prediction(bulks.control + predicted_change(model, screen, conditions))
             predictions = {type(model).__name__: own}
             if name == options.models[-1]:  # the same for every model, and last in the table
-                predictions |= {**baseline_predictions(data, bulks, model), CEILING: ceiling(data, bulks)}
+                predictions |= baseline_predictions(data, bulks, model)
+            tables = score_predictions(data, bulks, {label: Candidate(of.predicted) for label, of in predictions.items()})
         truth = true_change(screen, conditions)
         for label, predicted in predictions.items():
-            scores.add(label, predicted, truth, genes, labels)
+            scores.add(label, tables[label], seed)
+            scores.add_truth(label, predicted, truth, genes, labels)
+        if name == options.models[-1]:
+            scores.add(CEILING, tables[CEILING], seed)
         print(f"screen {seed}, {name}: {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -35,10 +35,10 @@ from bench_gears_real import FOLDS, METRICS, SCREENS, data_module
 
 import perturbzoo
 from perturbzoo.data.datamodule import PerturbSeqDataModule
+from perturbzoo.evaluation.comparison import Candidate
 from perturbzoo.evaluation.summary import format_table, paired_difference, summarise
-from perturbzoo.evaluation.table import at_full_size, score_conditions
 from perturbzoo.models import GRNODE
-from perturbzoo.models.testing import CEILING, baseline_predictions, ceiling, perturbed_reference
+from perturbzoo.models.testing import CEILING, baseline_predictions, score_predictions
 
 PRIOR = [f"$PERTURBZOO_DATA/networks/{name}.tsv.gz" for name in ("trrust_human_from_dorothea", "dorothea_human_ABC")]
 KNOCKOUTS = ("IFNGR2", "JAK2", "STAT1")
@@ -86,23 +86,16 @@ def compare(screen: str, seeds: int, epochs: int) -> None:
         for fold in range(FOLDS):
             with contextlib.redirect_stdout(io.StringIO()):
                 data = data_module(screen, {**SCREENS[screen][1], "fold": fold}, seed)
-                bulks, genes = observed(data, "test")
+                bulks, _ = observed(data, "test")
                 model = fit_head(data, seed, backbone={"class_path": "GEARS", "init_args": {}}, backbone_epochs=epochs)
                 changes, tau = predictions_of(model, data)
-                predictions = {name: bulks.with_prediction(bulks.control + change) for name, change in changes.items()}
-                predictions |= {**baseline_predictions(data, bulks, model), CEILING: ceiling(data, bulks)}
+                predictions = {name: Candidate(bulks.control + change) for name, change in changes.items()}
+                baselines = baseline_predictions(data, bulks, model)
+                predictions |= {name: Candidate(found.predicted) for name, found in baselines.items()}
+                scored = score_predictions(data, bulks, predictions)
             chosen.append(tau)
-            described = pd.DataFrame(data.describe_pairs(bulks.pair))
-            for label, predicted in predictions.items():
-                table = score_conditions(
-                    predicted,
-                    conditions=described["condition"].tolist(),
-                    contexts=described["context"].tolist(),
-                    categories=described["category"].tolist(),
-                    reference=perturbed_reference(data)[bulks.context],
-                    de=genes,
-                )
-                collected.setdefault(label, []).append(at_full_size(table) if label == CEILING else table)
+            for label in (*predictions, CEILING):
+                collected.setdefault(label, []).append(scored[label])
     keys = ["condition", "context", "category"]
     tables = {
         label: pd.concat(parts).groupby(keys, as_index=False, sort=False).mean(numeric_only=True)

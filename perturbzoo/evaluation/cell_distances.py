@@ -79,5 +79,6 @@ def _bandwidth(comparison: Comparison) -> float:
     assert controls is not None
     n_rows, n_contexts = len(comparison.context), len(comparison.control.count)
     share = max(2, -(-_BANDWIDTH_CELLS // (n_rows + n_contexts)))
-    some = [controls.of(row)[:share] for row in range(n_contexts)] + [cells.of(row)[:share] for row in range(n_rows)]
+    some = [controls.of(row)[:share].copy() for row in range(n_contexts)]  # a view would keep all of a row's cells
+    some += [cells.of(row)[:share].copy() for row in range(n_rows)]
     return median_distance(np.concatenate(some)[: 2 * _BANDWIDTH_CELLS])

@@ -142,7 +142,12 @@ def moments(count: NDArray[np.int64], total: Array, square: Array) -> GroupMomen
     with np.errstate(divide="ignore", invalid="ignore"):
         n = count[:, None].astype(np.float64)
         mean = total / n
-        variance = np.maximum(square - n * mean**2, 0.0) / np.where(n > 1, n - 1, np.nan)
+        # in place: these are the largest tables there are
+        variance = mean**2
+        variance *= -n
+        variance += square
+        np.maximum(variance, 0.0, out=variance)
+        variance /= np.where(n > 1, n - 1, np.nan)
     # The cells are float32: what is left of a constant gene is rounding, and would make a huge t statistic.
     variance[variance <= RESOLUTION * mean**2] = 0.0
     return GroupMoments(count=count, mean=mean, variance=variance)

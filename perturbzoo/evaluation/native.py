@@ -148,4 +148,4 @@ def _score(
     if variance is None:
         variance = np.full_like(bulks.observed, np.nan)
     table["cell_variance_recovery"] = effects.cell_variance_recovery(variance, bulks.observed_variance)
-    return _with(table, pseudobulk_columns.columns(comparison, bulks.predicted, predicted, truth.moments, chosen))
+    return _with(table, pseudobulk_columns.columns(comparison, candidate, truth.moments, chosen))
