@@ -19,7 +19,7 @@ from perturbzoo.evaluation.metrics import Array
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-    from perturbzoo.evaluation.comparison import Candidate, Comparison, Truth
+    from perturbzoo.evaluation.comparison import Candidate, Cells, Comparison, Truth
 
 _VALUES = 1 << 25  # values of the tested cells of one side, zeros included
 
@@ -47,20 +47,29 @@ def columns(comparison: Comparison, rows: Mapping[str, tuple[Candidate, Truth]])
     found: dict[str, dict[str, Array]] = {name: {} for name in rows}
     for context, block in _blocks(comparison):
         tests = _Tests(comparison, block, controls.sparse_of([context]))
-        origin = comparison.control.mean[context]
+        scored: dict[tuple[int, int], dict[str, Array]] = {}
         for name, (candidate, truth) in rows.items():
-            observed, mean = tests.measured(truth.half), candidate.mean[block]
-            change = mean - (origin if candidate.control is None else candidate.control[context])
-            precision, chance = recovery.off_target_precision(change, observed.significant, comparison.targets[block])
-            values = {"off_target_precision": precision, "off_target_chance": chance}
-            values = {column: np.where(observed.tested, part, np.nan) for column, part in values.items()}
-            predicted = tests.predicted(candidate, (mean == origin).all())
-            if predicted is not None:
-                values |= recovery.recovery(predicted, observed, comparison.targets[block])
-                values |= open_problems.scores(*(open_problems.signed_log_p(side) for side in (predicted, observed)))
-            for column, part in values.items():
+            key = (id(candidate), id(truth))
+            if key not in scored:  # one ceiling goes by two names
+                scored[key] = _scores(tests, candidate, truth)
+            for column, part in scored[key].items():
                 found[name].setdefault(column, np.full(len(comparison.context), np.nan))[block] = part
     return found
+
+
+def _scores(tests: _Tests, candidate: Candidate, truth: Truth) -> dict[str, Array]:
+    """The columns of a few conditions."""
+    comparison, block = tests.comparison, tests.block
+    observed, predicted, targets = tests.measured(truth.half), tests.predicted(candidate), comparison.targets[block]
+    start = comparison.control.mean if candidate.control is None else candidate.control
+    change = candidate.mean[block] - start[comparison.context[block]]
+    precision, chance = recovery.off_target_precision(change, observed.significant, targets)
+    values = {"off_target_precision": precision, "off_target_chance": chance}
+    values = {column: np.where(observed.tested, part, np.nan) for column, part in values.items()}
+    if predicted is None:
+        return values
+    logs = (open_problems.signed_log_p(side) for side in (predicted, observed))
+    return values | recovery.recovery(predicted, observed, targets) | open_problems.scores(*logs)
 
 
 class _Tests:
@@ -68,38 +77,43 @@ class _Tests:
 
     def __init__(self, comparison: Comparison, block: NDArray[np.intp], control: csr_matrix) -> None:
         self.comparison, self.block, self.control = comparison, block, control
-        self.made: dict[object, Differential] = {}
+        self.halves: list[Differential] = []
+        self.sides: dict[int, Differential] = {}
 
     def measured(self, half: int | None) -> Differential:
         cells = self.comparison.cells
         assert cells is not None
-        if half not in self.made:
-            values, group = cells.sparse_of(self.block.tolist()), np.repeat(np.arange(len(self.block)), cells.n[self.block])
-            if half is not None:
-                mine = np.concatenate([self.comparison.half[row] for row in self.block]) == half
-                values, group = values[mine], group[mine]
-            self.made[half] = self._test(values, group)
-        return self.made[half]
+        if half is None:
+            return self._of(cells)
+        if not self.halves:  # both in one run, as conditions of their own
+            parts = np.concatenate([self.comparison.half[row] for row in self.block])
+            group = np.repeat(np.arange(len(self.block)), cells.n[self.block])
+            self.halves = self._test(cells.sparse_of(self.block.tolist()), 2 * group + parts, 2)
+        return self.halves[half]
 
-    def predicted(self, candidate: Candidate, no_change: bool) -> Differential | None:
+    def predicted(self, candidate: Candidate) -> Differential | None:
         if candidate.half is not None:
             return self.measured(candidate.half)
         if candidate.moves_controls:
-            return unchanged(len(self.block), self.control.shape[1]) if no_change else None
-        cells = candidate.cells
-        if cells is None:
-            return None
-        key = ("predicted", id(cells))
-        if key not in self.made:
-            group = np.repeat(np.arange(len(self.block)), cells.n[self.block])
-            self.made[key] = self._test(cells.sparse_of(self.block.tolist()), group)
-        return self.made[key]
+            origin = self.comparison.control.mean[self.comparison.context[self.block]]
+            return unchanged(*origin.shape) if (candidate.mean[self.block] == origin).all() else None
+        return None if candidate.cells is None else self._of(candidate.cells)
 
-    def _test(self, values: csr_matrix, group: NDArray[np.int64]) -> Differential:
-        several = np.bincount(group, minlength=len(self.block))[group] > 1  # a profile is no sample of cells
+    def _of(self, cells: Cells) -> Differential:
+        if id(cells) not in self.sides:
+            group = np.repeat(np.arange(len(self.block)), cells.n[self.block])
+            (self.sides[id(cells)],) = self._test(cells.sparse_of(self.block.tolist()), group, 1)
+        return self.sides[id(cells)]
+
+    def _test(self, values: csr_matrix, group: NDArray[np.int64], parts: int) -> list[Differential]:
+        """Test groups ``parts * condition + part``, in one run; a profile is no sample of cells."""
+        n_groups = parts * len(self.block)
+        several = np.bincount(group, minlength=n_groups)[group] > 1
         if not several.all():
             values, group = values[several], group[several]
-        return against_control(values, group, len(self.block), self.control)
+        found = against_control(values, group, n_groups, self.control)
+        tables = (found.p_value, found.p_adjusted, found.log2_fold_change)
+        return [Differential(*(table[part::parts] for table in tables)) for part in range(parts)]
 
 
 def _blocks(comparison: Comparison) -> Iterator[tuple[int, NDArray[np.intp]]]:

@@ -81,7 +81,8 @@ def score(
     rows = {name: (candidate, truth) for name, candidate in comparison.candidates.items()}
     if comparison.halves is not None:
         rows |= ceilings(comparison)
-    chosen = {id(one): pseudobulk_columns.choose(comparison, one.moments, one.half) for _, one in rows.values()}
+    truths = {id(one): one for _, one in rows.values()}
+    chosen = {key: pseudobulk_columns.choose(comparison, one.moments, one.half) for key, one in truths.items()}
     scores: dict[str, pd.DataFrame] = {}
     for name, (candidate, against) in rows.items():
         if name == DUPLICATE:  # the same half twice
