@@ -257,7 +257,7 @@ def _cells(values: sparse.csr_matrix, starts: np.ndarray, max_cells: int) -> Cel
     """Distances take up to `max_cells` of them, tests all."""
 
     def of(row: int) -> np.ndarray:
-        return values[starts[row] : min(starts[row] + max_cells, starts[row + 1])].toarray().astype(np.float64)
+        return values[starts[row] : min(starts[row] + max_cells, starts[row + 1])].toarray()
 
     def sparse_of(rows: Sequence[int]) -> sparse.csr_matrix:
         return values[np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])]

@@ -15,7 +15,7 @@ from perturbzoo.data.screen import Columns
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning
 from perturbzoo.evaluate import Evaluation, evaluate
 from perturbzoo.evaluation import distribution
-from perturbzoo.evaluation.native import CEILING, NO_CHANGE, PERTURBED_MEAN
+from perturbzoo.evaluation.native import CEILING, DUPLICATE, INTERPOLATED, NO_CHANGE, PERTURBED_MEAN
 from perturbzoo.evaluation.table import FILE_METRICS
 
 OF_SAMPLES = ["e_distance", "mmd", "sinkhorn"]
@@ -111,7 +111,7 @@ def test_a_perfect_prediction(observed: Any) -> None:
         if name.startswith(("de_", "gi_", "fold_change_gap")):
             values = values.dropna()  # what needs ten genes, or two singles, or strong changes
         np.testing.assert_allclose(values, best, atol=1e-9, err_msg=name)
-    np.testing.assert_allclose(table["sinkhorn"], 0.0, atol=1e-9)
+    np.testing.assert_allclose(table["sinkhorn"], 0.0, atol=1e-6)  # of float32 cells
 
 
 def test_floors_are_at_their_fixed_points(predicted: Any, observed: Any) -> None:
@@ -128,6 +128,37 @@ def test_floors_are_at_their_fixed_points(predicted: Any, observed: Any) -> None
     assert ceiling["pearson_delta"].mean() > mean["pearson_delta"].mean()
     assert ceiling["centroid_accuracy"].mean() > 0.9
     assert not set(OF_SAMPLES) & set(found.table)
+
+
+def test_fitted_floors_are_those_of_the_observed_means(predicted: Any, observed: Any) -> None:
+    """The distances of a floor are those of the control cells, moved onto the profile that it predicts."""
+    depth = _depth(observed)
+    means = _means(observed, depth)
+    found = evaluate(predicted, observed)
+    additive, perturbed_mean = _table(found, "additive"), _table(found, PERTURBED_MEAN)
+    profile = means["G0"] + means["G1"] - means["control"]
+    assert additive.loc["G0+G1", "mse"] == pytest.approx(((profile - means["G0+G1"]) ** 2).mean(), rel=1e-4)
+    singles = additive.index[~additive.index.str.contains("+", regex=False)]
+    for metric in ("mse", "pearson_delta", "e_distance"):
+        np.testing.assert_allclose(additive.loc[singles, metric], perturbed_mean.loc[singles, metric], rtol=1e-4, atol=1e-5)
+    control, cells = (_log(observed[observed.obs["perturbation"] == name], depth) for name in ("control", "G0+G1"))
+    moved = control + profile - means["control"]
+    expected = distribution.energy_distance(moved, cells)
+    assert additive.loc["G0+G1", "e_distance"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_duplicates(predicted: Any, observed: Any) -> None:
+    """The technical duplicate is the ceiling as it is; the interpolated one gives up what its half cannot know."""
+    found = evaluate(predicted, observed)
+    ceiling, duplicate, interpolated = (_table(found, who) for who in (CEILING, DUPLICATE, INTERPOLATED))
+    np.testing.assert_allclose(ceiling["mse"], duplicate["mse"] / 2)
+    np.testing.assert_allclose(ceiling["weighted_mse"], duplicate["weighted_mse"] / 2)
+    r = duplicate["pearson_delta"]
+    np.testing.assert_allclose(ceiling["pearson_delta"], 2 * r / (1 + r))
+    for metric in ("pds_l1", "direction_top20_de", "e_distance"):
+        np.testing.assert_array_equal(ceiling[metric], duplicate[metric])
+    assert interpolated["mse"].mean() < duplicate["mse"].mean()
+    assert "e_distance" not in interpolated
 
 
 def test_order_of_cells_genes_and_conditions_does_not_matter(predicted: Any, observed: Any) -> None:

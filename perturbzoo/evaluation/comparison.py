@@ -21,12 +21,12 @@ from perturbzoo.evaluation.pseudobulk import DESets, GroupMoments, Pseudobulks, 
 
 
 class Cells(NamedTuple):
-    """Sampled cells of P conditions: ``of(row)`` gives them, ``(n, G)`` float64, and ``n`` how many there are at the most.
+    """Sampled cells of P conditions: ``of(row)`` gives them, ``(n, G)`` float32, and ``n`` how many there are at the most.
 
-    ``sparse_of(rows)`` gives those of several conditions, one condition after the other: CSR, float32.
+    ``sparse_of(rows)`` gives those of several conditions, one condition after the other: as CSR.
     """
 
-    of: Callable[[int], Array]
+    of: Callable[[int], NDArray[np.floating]]
     n: NDArray[np.int64]
     sparse_of: Callable[[Sequence[int]], sparse.csr_matrix]
 
@@ -163,14 +163,14 @@ def make_truth(comparison: Comparison, moments: GroupMoments, half: int | None =
     return Truth(moments, genes, weights, half)
 
 
-def measured_cells(comparison: Comparison, row: int, half: int | None) -> Array:
+def measured_cells(comparison: Comparison, row: int, half: int | None) -> NDArray[np.floating]:
     """Sampled cells of a row that a :class:`Truth` is made of, ``(n, G)``."""
     assert comparison.cells is not None
     cells = comparison.cells.of(row)
     return cells if half is None else cells[comparison.half[row] == half]
 
 
-def predicted_cells(comparison: Comparison, candidate: Candidate, row: int) -> Array:
+def predicted_cells(comparison: Comparison, candidate: Candidate, row: int) -> NDArray[np.floating]:
     """Sampled predicted cells of a row, ``(n, G)``, of a candidate that has some."""
     if candidate.moves_controls:
         assert comparison.control_cells is not None

@@ -174,7 +174,7 @@ def spread_scores(
     return found
 
 
-def quantiles(cells_of: Callable[[int], Array], sets: Mapping[str, Genes]) -> dict[str, Array]:
+def quantiles(cells_of: Callable[[int], NDArray[np.floating]], sets: Mapping[str, Genes]) -> dict[str, Array]:
     """Quantiles of the observed cells at the genes of :data:`FILTERED`.
 
     Parameters
@@ -193,7 +193,7 @@ def quantiles(cells_of: Callable[[int], Array], sets: Mapping[str, Genes]) -> di
     for row, genes in enumerate(wanted):
         cells = cells_of(row)
         if len(cells):
-            found[:, row] = np.quantile(cells[:, genes], _QUANTILES, axis=0)
+            found[:, row] = np.quantile(cells[:, genes].astype(np.float64), _QUANTILES, axis=0)
     found[:, wanted < 0] = np.nan
     return dict(zip(FILTERED, np.split(found, len(FILTERED), axis=2), strict=True))
 

@@ -53,7 +53,9 @@ def test_round_trip(adata: Any, observed: Path, tmp_path: Path, capsys: pytest.C
     assert list(table)[:2] == ["condition", "category"]
     assert set(FILE_METRICS) <= set(table)
     assert "reference 'shared': changes are from the observed control cells on both sides" in out
-    for row in ("prediction", "no change", "perturbed mean", "split-half ceiling", "combination of 2", "→1"):
+    floors = ("no change", "perturbed mean", "additive", "bilinear", "knn")
+    ceilings = ("split-half ceiling", "technical duplicate", "interpolated duplicate")
+    for row in ("prediction", *floors, *ceilings, "combination of 2", "→1"):
         assert row in out
     pd.testing.assert_frame_equal(table, evaluate(predicted, adata, seed=3).table)
     summary = pd.read_csv(tmp_path / "summary.csv")
@@ -269,6 +271,29 @@ def test_one_line_for_what_is_odd(
         assert flagged["pearson_delta"] == 0
     if case == "zeros":
         assert len(table) == 8
+
+
+def test_one_condition_alone(adata: Any, observed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It cannot be told from others, nor predicted from others: those columns are empty, those rows are not there."""
+    table = _run(adata[adata.obs["perturbation"].isin(["control", "G1"])].copy(), observed, tmp_path).set_index("condition")
+    assert "knn: each condition from others" in capsys.readouterr().out  # the other conditions were observed
+    one = adata[adata.obs["perturbation"].isin(["control", "G1"])].copy()
+    one.write_h5ad(tmp_path / "one.h5ad")
+    table = _run(one, tmp_path / "one.h5ad", tmp_path).set_index("condition")
+    out = capsys.readouterr().out
+    assert "additive, bilinear, knn: left out, one condition has no others" in out
+    for row in ("no change", "perturbed mean", "split-half ceiling", "technical duplicate"):
+        assert f"  {row} " in out
+    assert "interpolated duplicate" not in out
+    assert table.loc["G1", "mse"] == pytest.approx(0, abs=1e-12)
+    assert table.loc["G1", ["pds_l1", "pds_cosine", "centroid_accuracy", "weighted_mse", "variance_recovery"]].isna().all()
+
+
+def test_nan_in_what_was_measured(adata: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = _with(adata, _nan)
+    measured.write_h5ad(tmp_path / "observed.h5ad")
+    error = _error(_logged(adata), tmp_path / "observed.h5ad", tmp_path, capsys)
+    assert "observed.h5ad: NaN or infinite values in 2 cells of G1: give finite" in error
 
 
 def test_conditions_of_one_cell_are_left_out(

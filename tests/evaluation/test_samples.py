@@ -120,3 +120,17 @@ def test_distances_survive_a_large_common_value() -> None:
     np.testing.assert_allclose(squared_distances(X + 1e4, Y + 1e4), direct, rtol=1e-6)
     sample = Sample(np.tile(X[:1], (5, 1)) + 1e4)
     np.testing.assert_array_equal(np.diag(sample.within), 0.0)
+
+
+def test_float32_cells_are_as_good() -> None:
+    """Cells of thousands of genes; and copies of cells, whose distance of 0 float32 products would lose."""
+    generator = np.random.default_rng(3)
+    x, y = (generator.gamma(0.3, 1.0, (40, 3000)).astype(np.float32) for _ in range(2))
+    origin = np.full(3000, 0.3)
+    for other in (y, np.concatenate([x[:20], y[:20]]), np.tile(y[:1], (40, 1))):
+        found = compare(Sample(x, origin), Sample(other, origin), estimator="u", bandwidth=30.0)
+        assert found["e_distance"] == pytest.approx(distribution.energy_distance(x, other), abs=1e-5)
+        assert found["mmd"] == pytest.approx(distribution.mmd(x, other, 30.0), abs=1e-7)
+    by = generator.normal(0, 0.2, 3000)
+    found = compare(Sample(x, origin), Sample(y, origin), estimator="u", bandwidth=30.0, moved=by)
+    assert found["e_distance"] == pytest.approx(distribution.energy_distance(x + by, y), abs=1e-5)
