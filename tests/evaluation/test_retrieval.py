@@ -90,3 +90,14 @@ def test_a_row_without_a_value_is_left_out() -> None:
     predicted = OBSERVED.copy()
     predicted[1] = np.nan
     np.testing.assert_array_equal(discrimination_score(predicted, OBSERVED, "l2"), [1.0, np.nan, 1.0])
+
+
+def test_profiles_predicted_more_than_once() -> None:
+    """Each row by its own count, with the genes that it leaves out."""
+    generator = np.random.default_rng(4)
+    observed, exclude = generator.normal(size=(6, 5)), np.eye(6, 5, dtype=bool)
+    predicted = generator.normal(size=(3, 5))[[2, 0, 2, 1, 0, 2]]
+    found = discrimination_score(predicted, observed, "l1", exclude)
+    for row in range(6):
+        distance = np.abs(predicted[row] - observed)[:, ~exclude[row]].sum(axis=1)
+        assert found[row] == pytest.approx(np.mean(distance[np.arange(6) != row] > distance[row]))
