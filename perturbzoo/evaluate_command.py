@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max_cells",
         type=int,
         default=200,
-        help="cells of each condition for distances between cells; 0: leave those metrics out (default: 200)",
+        help="cells of each condition for distances and tests between cells; 0: leave those metrics out (default: 200)",
     )
     parser.add_argument(
         "--pds",
