@@ -52,7 +52,7 @@ class Evaluation:
     Attributes
     ----------
     scores
-        Tables of one row for each condition (and context), by who predicts: the prediction first, then floors and ceiling.
+        Tables of one row for each condition (and context), by who predicts: the prediction first, then floors and ceilings.
     summary
         Means over conditions with bootstrap intervals: :func:`perturbzoo.evaluation.summary.summarise`.
     said
@@ -87,7 +87,7 @@ def evaluate(
     estimator: Estimator = "u",
     seed: int = 0,
 ) -> Evaluation:
-    """Score predicted against measured cells, condition by condition, beside floors and a ceiling.
+    """Score predicted against measured cells, condition by condition, beside floors and ceilings.
 
     Parameters
     ----------
@@ -97,8 +97,8 @@ def evaluate(
     observed
         The measured cells and their controls, in the same value space.
     training
-        The screen a model was trained on: its perturbations give the perturbed mean and the categories. None: the mean of
-        all perturbations in `observed`, which has then seen what it is scored on.
+        The screen a model was trained on: its perturbations give the floors and the categories. None: floors are made of the
+        perturbations in `observed` (:mod:`perturbzoo.floors`); their mean has then seen what it is scored on.
     reference
         ``"shared"``: changes are from the observed controls, on both sides. ``"own"``: each side's from its own.
     columns

@@ -17,7 +17,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="perturbzoo evaluate",
         description="Score any tool's predictions (State, GEARS, scGPT, CPA, ...) against measured cells: one row for each "
-        "condition, and a printed summary beside two floors and a ceiling. docs/evaluation.md defines every metric.",
+        "condition, and a printed summary beside floors and ceilings. docs/evaluation.md defines every metric.",
     )
     parser.add_argument("--predicted", required=True, help="h5ad file of predicted cells, or of one profile per condition")
     parser.add_argument("--observed", required=True, help="h5ad file of measured cells, control cells among them")
@@ -100,8 +100,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from perturbzoo.data.screen import Columns
     from perturbzoo.evaluate import evaluate
-    from perturbzoo.evaluation.summary import ALL, format_table
-    from perturbzoo.evaluation.table import PRINTED
+    from perturbzoo.evaluation.summary import format_table, printed
 
     columns = Columns(
         layer=options.layer,
@@ -139,10 +138,7 @@ def main(arguments: Sequence[str]) -> None:
         if name in outputs:
             _write(table, outputs[name])
             written.append(f"{'per condition' if name == 'output' else name}: {outputs[name]}")
-    shown = found.summary[found.summary["metric"].isin(PRINTED)]
-    if shown["category"].nunique() == 2:
-        shown = shown[shown["category"] == ALL]  # the one category says the same again
-    print("\n".join([*found.said, "", format_table(shown), "", *written]))
+    print("\n".join([*found.said, "", format_table(printed(found.summary)), "", *written]))
 
 
 def _output(name: str, given: str) -> Path:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from perturbzoo.errors import PerturbZooError, shortened
 from perturbzoo.evaluation.metrics import Array
-from perturbzoo.evaluation.table import FILE_METRICS
+from perturbzoo.evaluation.table import FILE_METRICS, PRINTED
 
 ALL = "all"
 """Name of the block over the conditions of every category."""
@@ -151,6 +151,12 @@ def _sums(values: NDArray, unit: NDArray[np.intp], n_units: int) -> Array:
     total = np.zeros((n_units, values.shape[1]))
     np.add.at(total, unit, values)
     return total
+
+
+def printed(summary: pd.DataFrame) -> pd.DataFrame:
+    """What the commands print of a summary: the main metrics; and one category alone, which says the same again, not at all."""
+    main = summary[summary["metric"].isin(PRINTED)]
+    return main if main["category"].nunique() > 2 else main[main["category"] == ALL]
 
 
 def format_table(summary: pd.DataFrame, width: int = 120) -> str:

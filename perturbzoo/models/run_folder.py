@@ -20,8 +20,7 @@ from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.evaluation.calibration import calibration_curve, coverage, error_rank_correlation
 from perturbzoo.evaluation.metrics import Array
 from perturbzoo.evaluation.pseudobulk import Pseudobulks
-from perturbzoo.evaluation.summary import format_table
-from perturbzoo.evaluation.table import PRINTED
+from perturbzoo.evaluation.summary import format_table, printed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -72,7 +71,7 @@ def write_run_folder(
     _whole(folder / "deltas.h5ad", deltas(data, bulks, floors, described).write_h5ad)
     text = json.dumps(describe_data(data, model), indent=1) + "\n"
     _whole(folder / "data.json", lambda path: path.write_text(text))
-    print(format_table(summary[summary["metric"].isin(PRINTED)]))
+    print(format_table(printed(summary)))
     print(f"\nper condition, all metrics: {folder / 'conditions.csv'}\nsummary: {folder / 'summary.csv'}")
     if bulks.predicted_variance is not None:
         _write_uncertainty(folder, bulks, described)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from perturbzoo.errors import PerturbZooError
-from perturbzoo.evaluation.summary import format_table, paired_difference, summarise
+from perturbzoo.evaluation.summary import format_table, paired_difference, printed, summarise
 
 
 def _scores(values: np.ndarray | list[float], category: str = "unseen_single", context: str = "K562") -> pd.DataFrame:
@@ -124,6 +124,16 @@ def test_paired_difference_is_over_the_conditions_that_both_have() -> None:
     row = _row(paired_difference(_scores(values), _scores([0.0, np.nan, 0.0, 0.0])), category="all", metric="mse")
     assert row["n"] == 3
     assert row["difference"] == pytest.approx((0.01 + 0.36 + 0.81) / 300)
+
+
+def test_what_is_printed() -> None:
+    rows = [("m", c, k, 2, 0.1, 0.0, 0.2) for c in ("all", "single", "double") for k in ("pearson_delta", "rmse")]
+    summary = pd.DataFrame(rows, columns=["model", "category", "metric", "n", "mean", "low", "high"])
+    assert printed(summary)[["category", "metric"]].to_numpy().tolist() == [
+        [category, "pearson_delta"] for category in ("all", "single", "double")
+    ]
+    one = printed(summary[summary["category"] != "double"])
+    assert one["category"].tolist() == ["all"]
 
 
 def test_tables_that_do_not_belong_together_are_refused() -> None:
