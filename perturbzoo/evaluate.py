@@ -25,19 +25,24 @@ from perturbzoo.data.two_files import CONTROL, Key, Side, common_rows, control_s
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation import metrics, native
 from perturbzoo.evaluation.comparison import Candidate, Cells, Comparison, moments
+from perturbzoo.evaluation.interaction_recovery import Singles, find_singles
 from perturbzoo.evaluation.native import PERTURBED_MEAN, PREDICTION, TRAINING_MEAN
 from perturbzoo.evaluation.pseudobulk import GroupMoments, assign_halves
 from perturbzoo.evaluation.summary import summarise
-from perturbzoo.evaluation.table import FILE_METRICS
+from perturbzoo.evaluation.table import COUNTS, FILE_METRICS
 from perturbzoo.perturbation import parse_condition
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from perturbzoo.evaluation.native import PDSRule
     from perturbzoo.evaluation.samples import Estimator
 
 SAMPLE_BYTES = 1 << 30
 """Memory that the sampled cells of one file may take; fewer cells are sampled where it is not enough."""
+
+CONTROLS_PER_CELL = 5
+"""How many times as many control cells as cells of a condition are kept for tests."""
 
 
 @dataclass
@@ -63,7 +68,7 @@ class Evaluation:
         """The prediction's own table: condition, category, context where there are several, metrics, flags."""
         frame = self.scores[PREDICTION]
         first = ["condition", "category", *(["context"] if frame["context"].any() else []), "n_cells", "n_cells_predicted"]
-        scored = [name for name in FILE_METRICS if name in frame]
+        scored = [name for name in (*FILE_METRICS, *COUNTS) if name in frame]
         return frame[[*first, *scored, *(name for name in frame if name.endswith("_undefined"))]]
 
 
@@ -78,7 +83,7 @@ def evaluate(
     depth: float | None = None,
     min_cells: int = 2,
     max_cells: int = 200,
-    pds: Literal["vcc2026", "cell_eval"] = "vcc2026",
+    pds: PDSRule = "own_targets",
     estimator: Estimator = "u",
     seed: int = 0,
 ) -> Evaluation:
@@ -106,7 +111,8 @@ def evaluate(
     min_cells
         Conditions with fewer observed cells are left out.
     max_cells
-        Cells of each condition that distances between cells use, drawn at random; 0 leaves these metrics out.
+        Cells of each condition that distances and tests between cells use, drawn at random; of controls, tests use up to five times
+        as many. 0 leaves these metrics out.
     pds, estimator
         See :func:`perturbzoo.evaluation.native.score`.
     seed
@@ -129,8 +135,9 @@ def evaluate(
     control_totals = guessed if control_from is mine else totals
     comparison = _compare(mine.file, rows, contexts, totals, guessed, control_totals)
     conditions = [parse_condition(name) for name, _ in rows]
+    everything = _bulks([name for name, _ in rows] + totals.other_names, comparison, totals)
+    comparison.singles = _singles(comparison, everything)
     if sides.keys() == {"predicted", "observed"}:
-        everything = _bulks([name for name, _ in rows] + totals.other_names, comparison, totals)
         fitted = floors.cross_fitted(everything, mine.file.genes, len(rows), seed)
         mean = PERTURBED_MEAN
         said += [
@@ -142,6 +149,7 @@ def evaluate(
         ]
     else:
         training_bulks = _use_training(comparison, sides["training"], contexts, min_cells)
+        comparison.singles = _singles(comparison, training_bulks) | comparison.singles
         fitted = floors.fitted(training_bulks, mine.file.genes, conditions, comparison.context)
         mean = TRAINING_MEAN
         said.append(f"{', '.join([mean, *fitted])}: of the perturbations in {sides['training'].file.where}")
@@ -205,13 +213,13 @@ def _totals(
     if halves:
         group[in_rows] += assign_halves(group[in_rows], seed)
     pool = np.where(in_rows, group // parts, np.where(group >= 0, group - first + n_rows, -1))  # rows, then contexts
-    chosen = _sample(side, pool, n_rows + n_contexts, max_cells, seed)
+    chosen = _sample(side, pool, n_rows, n_contexts, max_cells, seed)
     found = group_totals(side.file, group, last + len(other), side.scaled.scale, chosen)
     cells, control_cells, half = None, None, []
     if max_cells:
         starts = np.searchsorted(pool[chosen], np.arange(n_rows + n_contexts + 1))
-        cells = _cells(found.cells, starts[: n_rows + 1])
-        control_cells = _cells(found.cells, starts[n_rows:])
+        cells = _cells(found.cells, starts[: n_rows + 1], max_cells)
+        control_cells = _cells(found.cells, starts[n_rows:], max_cells)
         half = [group[chosen[start:stop]] % parts for start, stop in itertools.pairwise(starts[: n_rows + 1])]
     tables = (found.count, found.total, found.square)
     by_part = [[table[part:first:parts] for table in tables] for part in range(parts)]
@@ -228,10 +236,11 @@ def _totals(
     )
 
 
-def _sample(side: Side, pool: np.ndarray, n_pools: int, max_cells: int, seed: int) -> np.ndarray:
-    """Rows of up to `max_cells` cells of each pool, by pool, in random order within."""
+def _sample(side: Side, pool: np.ndarray, n_rows: int, n_contexts: int, max_cells: int, seed: int) -> np.ndarray:
+    """Rows of up to `max_cells` cells of each pool, by pool, in random order within; of controls more, as all tests share them."""
     if not max_cells:
         return np.zeros(0, dtype=np.int64)
+    n_pools = n_rows + n_contexts
     per_cell = 8 * max(1.0, side.scaled.filled * len(side.file.genes))
     affordable = max(2, int(SAMPLE_BYTES / (per_cell * max(1, n_pools))))
     if affordable < max_cells and np.bincount(pool[(pool >= 0) & (pool < n_pools)]).max(initial=0) > affordable:
@@ -240,14 +249,20 @@ def _sample(side: Side, pool: np.ndarray, n_pools: int, max_cells: int, seed: in
     order = cells[np.lexsort((np.random.default_rng(seed).random(len(cells)), pool[cells]))]
     _, start, size = np.unique(pool[order], return_index=True, return_counts=True)
     rank = np.arange(len(order)) - np.repeat(start, size)
-    return order[rank < min(max_cells, affordable)]
+    limit = min(max_cells, affordable)
+    return order[rank < np.where(np.repeat(pool[order[start]] < n_rows, size), limit, CONTROLS_PER_CELL * limit)]
 
 
-def _cells(values: sparse.csr_matrix, starts: np.ndarray) -> Cells:
+def _cells(values: sparse.csr_matrix, starts: np.ndarray, max_cells: int) -> Cells:
+    """Distances take up to `max_cells` of them, tests all."""
+
     def of(row: int) -> np.ndarray:
-        return values[starts[row] : starts[row + 1]].toarray()
+        return values[starts[row] : min(starts[row] + max_cells, starts[row + 1])].toarray()
 
-    return Cells(of, np.diff(starts))
+    def sparse_of(rows: Sequence[int]) -> sparse.csr_matrix:
+        return values[np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])]
+
+    return Cells(of, np.diff(starts), sparse_of)
 
 
 def _compare(
@@ -280,6 +295,11 @@ def _compare(
         control_cells=controls.control_cells,
         half=totals.half,
     )
+
+
+def _singles(comparison: Comparison, measured: TrainingPseudobulks) -> dict[int, Singles]:
+    conditions = [parse_condition(name) for name in comparison.conditions]
+    return find_singles(conditions, comparison.context, measured.conditions, measured.contexts, measured.mean)
 
 
 def _bulks(names: Sequence[str], comparison: Comparison, totals: _Totals) -> TrainingPseudobulks:

@@ -12,17 +12,23 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from perturbzoo.evaluation import effects
+from perturbzoo.evaluation.interaction_recovery import Singles
 from perturbzoo.evaluation.metrics import RESOLUTION, Array
 from perturbzoo.evaluation.pseudobulk import DESets, GroupMoments, Pseudobulks, de_sets
 
 
 class Cells(NamedTuple):
-    """Sampled cells of P conditions: ``of(row)`` gives them, ``(n, G)`` float32, and ``n`` how many there are at the most."""
+    """Sampled cells of P conditions: ``of(row)`` gives them, ``(n, G)`` float32, and ``n`` how many there are at the most.
+
+    ``sparse_of(rows)`` gives those of several conditions, one condition after the other: as CSR.
+    """
 
     of: Callable[[int], NDArray[np.floating]]
     n: NDArray[np.int64]
+    sparse_of: Callable[[Sequence[int]], sparse.csr_matrix]
 
 
 @dataclass
@@ -85,6 +91,8 @@ class Comparison:
         Sampled cells of the P rows and of the S contexts; None: pseudobulk metrics only.
     half
         For each row, which half each of its sampled cells is of.
+    singles
+        For rows that are combinations of two: what was observed of each of the two alone, in the same context.
     """
 
     conditions: list[str]
@@ -101,6 +109,7 @@ class Comparison:
     cells: Cells | None = None
     control_cells: Cells | None = None
     half: Sequence[NDArray[np.int64]] = ()
+    singles: dict[int, Singles] = field(default_factory=dict)
 
 
 @dataclass

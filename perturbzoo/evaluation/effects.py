@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from perturbzoo.evaluation.metrics import Array, welch_t
+from perturbzoo.evaluation.metrics import CONSTANT, Array, welch_t
 from perturbzoo.evaluation.pseudobulk import GroupMoments
 
 
@@ -106,6 +106,42 @@ def variance_recovery(predicted: Array, observed: Array) -> Array:
         if spread > 0:
             score[usable] = ((predicted[usable] - predicted[usable].mean(axis=0)) ** 2).sum(axis=1) / spread
     return score
+
+
+def gene_variance_recovery(predicted: Array, observed: Array, error: Array) -> tuple[Array, Array]:
+    """How much of each gene's variance across conditions a prediction keeps, and each condition's part in it.
+
+    Of gene g: ``var_p(predicted_pg) / var_p(observed_pg)``, over the genes that vary at least twice as much as the noise of their
+    cells explains. :func:`variance_recovery` is dominated by the few genes that vary most; here every gene counts the same.
+
+    Parameters
+    ----------
+    predicted, observed
+        Shape ``(P, G)``: pseudobulks. What is observed carries noise, so a noise-free truth scores below 1.
+    error
+        Shape ``(P, G)``: squared standard error of the observed pseudobulks (variance over cells by their number); NaN, where there
+        was one cell, counts as 0.
+
+    Returns
+    -------
+    genes
+        Shape ``(G,)``: the ratio, NaN in genes that do not vary.
+    conditions
+        Shape ``(P,)``: mean over these genes of ``(predicted_pg - mean_q predicted_qg)² / var_q(observed_qg)``; its mean over
+        conditions is the mean of the ratios over genes. 1 is right, 0 one profile for all. NaN for a row with NaN, and where no gene
+        varies.
+    """
+    genes, conditions = np.full(predicted.shape[1], np.nan), np.full(len(predicted), np.nan)
+    usable = np.isfinite(predicted).all(axis=1) & np.isfinite(observed).all(axis=1)
+    if usable.sum() < 2:
+        return genes, conditions
+    spread = observed[usable].var(axis=0)
+    varying = (spread > 2 * np.nan_to_num(error[usable]).mean(axis=0)) & (spread > CONSTANT**2)
+    if varying.any():
+        kept = predicted[np.ix_(usable, varying)]
+        share = (kept - kept.mean(axis=0)) ** 2 / spread[varying]
+        genes[varying], conditions[usable] = share.mean(axis=0), share.mean(axis=1)
+    return genes, conditions
 
 
 def cell_variance_recovery(predicted_variance: Array, observed_variance: Array) -> Array:

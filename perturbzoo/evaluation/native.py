@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from perturbzoo.evaluation import effects, metrics, retrieval
+from perturbzoo.evaluation import cell_tests, effects, metrics, pseudobulk_columns, retrieval
 from perturbzoo.evaluation.ceilings import CEILING, DUPLICATE, INTERPOLATED, ceilings
 from perturbzoo.evaluation.cell_distances import cell_distances
 from perturbzoo.evaluation.comparison import Candidate, Comparison, Truth, by_context, make_truth, pseudobulks_of
@@ -25,6 +25,9 @@ PREDICTION = "prediction"
 NO_CHANGE = "no change"
 PERTURBED_MEAN = "perturbed mean"
 TRAINING_MEAN = "training mean"
+
+PDSRule = Literal["own_targets", "vcc2026", "cell_eval"]
+"""Which genes the perturbation discrimination score leaves out, and what its rank is over."""
 
 __all__ = [
     "CEILING",
@@ -52,7 +55,7 @@ def floors(comparison: Comparison, mean: str = PERTURBED_MEAN) -> dict[str, Cand
 def score(
     comparison: Comparison,
     *,
-    pds: Literal["vcc2026", "cell_eval"] = "vcc2026",
+    pds: PDSRule = "own_targets",
     estimator: Estimator = "u",
 ) -> dict[str, pd.DataFrame]:
     """Score all candidates, and the ceilings if there are halves.
@@ -62,8 +65,9 @@ def score(
     comparison
         What to compare. For a candidate with `control`, the metrics of changes subtract each side's own controls.
     pds
-        ``"vcc2026"``: ranks over n - 1, no target of a condition counts. ``"cell_eval"``: as cell-eval 0.x, ranks over n, and
-        combinations keep their targets.
+        ``"own_targets"``: ranks over n - 1, no target of a condition counts in its own row. ``"vcc2026"``: no target of any condition
+        counts anywhere, as in cell-eval2's preset (0.20). ``"cell_eval"``: as cell-eval 0.x, ranks over n, and combinations keep their
+        targets.
     estimator
         Of the E-distance: ``"u"`` unbiased, ``"v"`` as pertpy.
 
@@ -77,19 +81,32 @@ def score(
     rows = {name: (candidate, truth) for name, candidate in comparison.candidates.items()}
     if comparison.halves is not None:
         rows |= ceilings(comparison)
+    truths = {id(one): one for _, one in rows.values()}
+    chosen = {key: pseudobulk_columns.choose(comparison, one.moments, one.half) for key, one in truths.items()}
     scores: dict[str, pd.DataFrame] = {}
     for name, (candidate, against) in rows.items():
-        # the same half twice
-        scores[name] = scores[CEILING].copy() if name == DUPLICATE else _score(comparison, candidate, against, pds)
+        if name == DUPLICATE:  # the same half twice
+            scores[name] = scores[CEILING].copy()
+        else:
+            scores[name] = _score(comparison, candidate, against, chosen[id(against)], pds)
     if comparison.cells is not None:
-        for name, columns in cell_distances(comparison, rows, estimator).items():
-            scores[name] = scores[name].assign(**columns)
+        for columns in (cell_distances(comparison, rows, estimator), cell_tests.columns(comparison, rows)):
+            for name, of in columns.items():
+                scores[name] = _with(scores[name], of)
     if CEILING in scores:
         scores[CEILING] = at_full_size(scores[CEILING])
     return scores
 
 
-def _score(comparison: Comparison, candidate: Candidate, truth: Truth, pds: str) -> pd.DataFrame:
+def _with(table: pd.DataFrame, columns: dict[str, Array]) -> pd.DataFrame:
+    """The table with further columns; one by one, a hundred of them would copy it as often."""
+    further = pd.DataFrame({name: values for name, values in columns.items() if name not in table}, index=table.index)
+    return pd.concat([table, further], axis=1)
+
+
+def _score(
+    comparison: Comparison, candidate: Candidate, truth: Truth, chosen: pseudobulk_columns.Chosen, pds: PDSRule
+) -> pd.DataFrame:
     """All metrics of pseudobulks, by row: the one place where a column is made."""
     context = comparison.context
     reference = comparison.reference[context]
@@ -120,7 +137,8 @@ def _score(comparison: Comparison, candidate: Candidate, truth: Truth, pds: str)
 
         def rank(p: Array, o: Array, skip: NDArray[np.bool_], distance: retrieval.Distance = distance) -> Array:
             scale: Literal["others", "all"] = "all" if pds == "cell_eval" else "others"
-            return retrieval.discrimination_score(p, o, distance, skip, scale=scale)
+            left_out = np.logical_or.reduce(skip) if pds == "vcc2026" else skip
+            return retrieval.discrimination_score(p, o, distance, left_out, scale=scale)
 
         table[f"pds_{distance}"] = by_context(context, rank, change, observed_change, excluded)
     table["centroid_accuracy"] = by_context(context, retrieval.centroid_accuracy, bulks.predicted, bulks.observed)
@@ -131,4 +149,4 @@ def _score(comparison: Comparison, candidate: Candidate, truth: Truth, pds: str)
     if variance is None:
         variance = np.full_like(bulks.observed, np.nan)
     table["cell_variance_recovery"] = effects.cell_variance_recovery(variance, bulks.observed_variance)
-    return table
+    return _with(table, pseudobulk_columns.columns(comparison, candidate, truth.moments, chosen))
