@@ -40,9 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ray", metavar="ADDRESS", help="run through Ray: the address of a cluster, or 'local' for one made here"
     )
-    parser.add_argument("--models", nargs="+", help="these only")
-    parser.add_argument("--seeds", nargs="+", type=int, help="these only")
-    parser.add_argument("--splits", nargs="+", help="these only")
+    parser.add_argument("--models", nargs="+", help="run these only")
+    parser.add_argument("--seeds", nargs="+", type=int, help="run these only")
+    parser.add_argument("--splits", nargs="+", help="run these only")
     parser.add_argument(
         "--override",
         nargs="+",
@@ -76,12 +76,12 @@ def main(arguments: Sequence[str]) -> None:
     from perturbzoo.benchmark.experiment import read_experiment
 
     experiment = read_experiment(options.config, options.stand_in, options.override)
-    experiment = experiment.only(options.models, options.seeds, options.splits)
+    chosen = experiment.only(options.models, options.seeds, options.splits)
     output = Path(options.output or Path("benchmarks", experiment.name))
     if output.exists() and not output.is_dir():
         raise PerturbZooError(f"--output {output} is a file: name a folder")
-    failed = run(experiment, output, options.workers, options.threads, options.ray)
-    board = summarise(experiment, output, failed)
+    failed = run(chosen, output, options.workers, options.threads, options.ray)
+    board = summarise(experiment, output, failed, chosen.cells)
     if board is not None:
         from perturbzoo.benchmark.words import printed
 
@@ -114,13 +114,15 @@ def run(experiment: Experiment, output: Path, workers: int, threads: int | None,
     return failed
 
 
-def summarise(experiment: Experiment, output: Path, failed: Sequence[Outcome]) -> pd.DataFrame | None:
-    """Write the tables of what is finished, and return the leaderboard; None where nothing is."""
+def summarise(experiment: Experiment, output: Path, failed: Sequence[Outcome], asked: Sequence[Cell]) -> pd.DataFrame | None:
+    """Write the tables of what is finished, asked for now or before, and return the leaderboard; None where nothing is."""
     from perturbzoo import __version__
     from perturbzoo.benchmark.leaderboard import collect, leaderboard
     from perturbzoo.benchmark.running import state_of
 
     finished: list[Cell] = [cell for cell in experiment.cells if state_of(cell, output) == "finished"]
+    places = {(cell.model, cell.seed, cell.split) for cell in (*finished, *asked)}
+    models, seeds, splits = ({place[position] for place in places} for position in range(3))
     about: dict[str, Any] = {
         "name": experiment.name,
         "title": experiment.title,
@@ -128,9 +130,9 @@ def summarise(experiment: Experiment, output: Path, failed: Sequence[Outcome]) -
         "data": experiment.data,
         "stand_in": experiment.is_stand_in,
         "stand_in_note": experiment.stand_in_note,
-        "models": list(experiment.models),
-        "seeds": list(experiment.seeds),
-        "splits": list(experiment.splits),
+        "models": [name for name in experiment.models if name in models],
+        "seeds": [name for name in experiment.seeds if name in seeds],
+        "splits": [name for name in experiment.splits if name in splits],
         "metric": experiment.metric,
         "version": __version__,
         "finished": len(finished),
