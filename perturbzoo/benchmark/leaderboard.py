@@ -28,6 +28,9 @@ MAIN_METRICS = (
 )
 """What is printed; all the others are in the files."""
 
+SAME = 1e-4
+"""Share of a mean below which a difference is rounding, such as that of a model that predicts no change from NoChange."""
+
 BEATS, TIES, LOSES = "beats", "no difference", "loses"
 _PLACE = ["model", "split", "seed"]
 _LABELS = ["condition", "context", "category"]
@@ -137,7 +140,8 @@ def leaderboard(scores: pd.DataFrame, kinds: Mapping[str, str], *, n_bootstrap: 
     - best_floor: the floor with the best mean in the row's category;
     - difference, difference_low, difference_high: of models, their mean less the best floor's over the conditions both have, and its
       bootstrap interval. The floor was chosen by these conditions, which is in its favour;
-    - verdict: ``beats``, ``no difference`` or ``loses``, as the interval leaves out 0; empty below two conditions.
+    - verdict: ``beats``, ``no difference`` or ``loses``, as the interval leaves out 0; empty below two conditions. Numbers that are the
+      same to four digits make no difference.
     """
     rows = _resampled_by_context(scores)
     metrics = [name for name in FILE_METRICS if name in rows and rows[name].notna().any()]
@@ -241,11 +245,12 @@ def _compared(
 
 
 def _verdict(row: object) -> str:
+    difference, mean = float(getattr(row, "difference")), float(getattr(row, "mean"))  # noqa: B009
     low, high = float(getattr(row, "difference_low")), float(getattr(row, "difference_high"))  # noqa: B009
     direction = FILE_METRICS[str(getattr(row, "metric"))]  # noqa: B009
     if np.isnan(low) or direction is None:
         return ""
-    if low <= 0 <= high:
+    if low <= 0 <= high or abs(difference) <= SAME * abs(mean):
         return TIES
     return BEATS if (low > 0) == direction else LOSES
 

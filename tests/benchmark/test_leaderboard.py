@@ -108,6 +108,15 @@ def test_the_verdict_knows_which_way_is_up(metric: str, gain: float, verdict: st
     assert cell_of(board, "M", metric)["verdict"] == verdict
 
 
+def test_rounding_is_no_difference() -> None:
+    rows = [(name, "s", seed, condition, 0.2, 0.2) for name, seed in (("M", 0), ("NoChange", None)) for condition in "ABCD"]
+    table = scores_of(*rows)
+    table.loc[table["model"] == "M", "pearson_delta"] += 1e-7
+    row = cell_of(leaderboard(table, {"M": "model", "NoChange": "floor"}), "M")
+    assert row["difference_low"] > 0
+    assert row["verdict"] == "no difference"
+
+
 def test_the_order_of_rows_is_of_no_consequence() -> None:
     board = leaderboard(EXAMPLE, KINDS)
     shuffled = EXAMPLE.sample(frac=1, random_state=3)

@@ -175,7 +175,6 @@ def test_what_a_benchmark_leaves(finished: tuple[Path, Path]) -> None:
     row = board[(board["model"] == "CPA") & (board["category"] == "all")].set_index("metric")["mean"]
     for metric in ("pearson_delta", "mse", "direction_top20_de"):
         assert row[metric] == pytest.approx(own[metric])
-    assert "threads" not in (output / "runs/CPA/one/seed-0/done.json").read_text()
     assert "epoch 1/1" in (output / "runs/CPA/one/seed-0/log.txt").read_text()
     assert not [path for path in output.rglob("*") if path.name.endswith(".part")]
 
@@ -197,8 +196,11 @@ def test_a_part_of_the_grid_keeps_the_rest_in_the_table(
 ) -> None:
     file, output = finished
     main(["benchmark", "--config", str(file), "--output", str(output), "--models", "CPA"])
-    assert "1 cells: 1 finished before and reused, 0 to run" in capsys.readouterr().out
+    assert "1 cell: 1 finished before and reused, 0 to run" in capsys.readouterr().out
     assert {"GEARS", "CPA"} <= set(pd.read_csv(output / "leaderboard.csv")["model"])
+    (failed,) = json.loads((output / "benchmark.json").read_text())["failed"]
+    assert failed["model"] == "broken", "what failed before is not forgotten"
+    assert "no condition has 1000000 cells" in failed["reason"]
 
 
 def test_the_leaderboard_goes_into_an_offline_run(
