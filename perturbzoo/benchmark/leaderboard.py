@@ -23,6 +23,7 @@ MAIN_METRICS = (
     "pearson_delta_perturbed_reference",
     "mse_top20_de",
     "weighted_mse",
+    "l2_top1000",
     "pds_cosine",
     "centroid_accuracy",
 )
@@ -230,12 +231,13 @@ def _compared(
         splits = block.loc[block["model"] == name, "split"].unique()
         here = block[block["split"].isin(splits)]
         for floor in dict.fromkeys(best.values()):
-            other = _averaged(here[here["model"] == floor], metrics)
+            those = [metric for metric in metrics if best.get(metric) == floor]
+            other = _averaged(here[here["model"] == floor], those)
             if not len(other):
                 continue
-            table = paired_difference(tables[name], other, n_bootstrap=n_bootstrap, seed=seed)
+            own = tables[name].drop(columns=[metric for metric in metrics if metric not in those])
+            table = paired_difference(own, other, n_bootstrap=n_bootstrap, seed=seed)
             table = table[table["category"] == ALL].drop(columns=["n", "category"])
-            table = table[[best.get(str(metric)) == floor for metric in table["metric"]]]
             found.append(table.assign(model=name))
     columns = {"low": "difference_low", "high": "difference_high"}
     empty = pd.DataFrame(columns=["metric", "difference", "low", "high", "model"])
