@@ -82,7 +82,11 @@ def main(arguments: Sequence[str]) -> None:
     output = Path(options.output or Path("benchmarks", experiment.name))
     if output.exists() and not output.is_dir():
         raise PerturbZooError(f"--output {output} is a file: name a folder")
-    failed = run(chosen, output, options.workers, options.threads, options.ray)
+    try:
+        failed = run(chosen, output, options.workers, options.threads, options.ray)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on with what is not finished in {output}", file=sys.stderr)
+        sys.exit(130)
     board = summarise(experiment, output, failed, chosen.cells)
     if board is not None:
         from perturbzoo.benchmark.words import printed

@@ -141,6 +141,19 @@ def test_processes_end_with_whoever_started_them(
     assert state_of(experiment.only(models=["CPA"], seeds=[1]).cells[0], tmp_path) == "unfinished"
 
 
+def test_a_stopped_benchmark_says_how_to_go_on(
+    write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM, as a cluster's scheduler sends it, while the second cell runs."""
+    pretend(monkeypatch, "if 'CPA' in str(folder):\n    os.kill(os.getppid(), signal.SIGTERM)\n    time.sleep(60)\nfinish()")
+    file, output = write_experiment(tmp_path), tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        main(["benchmark", "--config", str(file), "--output", str(output)])
+    assert stop.value.code == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert [state_of(cell, output) for cell in read_experiment(file).cells] == ["finished", "unfinished"]
+
+
 # ---------------------------------------------------------------------- for real
 
 
