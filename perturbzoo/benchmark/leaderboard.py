@@ -15,6 +15,7 @@ from perturbzoo.benchmark.experiment import Cell
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.evaluation.summary import ALL, paired_difference, summarise
 from perturbzoo.evaluation.table import FILE_METRICS
+from perturbzoo.models import BASELINES
 
 MODEL, FLOOR, CEILING = "model", "floor", "ceiling"
 CEILINGS = ("split-half ceiling", "technical duplicate", "interpolated duplicate")
@@ -36,7 +37,7 @@ SAME = 1e-4
 """Share of a mean below which a difference is rounding, such as that of a model that predicts no change from NoChange."""
 
 BEATS, TIES, LOSES = "beats", "no difference", "loses"
-_PLACE = ["model", "split", "seed"]
+_CELL = ["model", "split", "seed"]
 _LABELS = ["condition", "context", "category"]
 
 
@@ -77,7 +78,7 @@ def collect(cells: Sequence[Cell], output: Path) -> tuple[pd.DataFrame, dict[str
                 notes.append(f"'{label}' is not the same in '{first}' and '{cell.name}' ({differs}): the first is kept")
     tables += [rows for rows, _ in kept.values()]
     if not tables:
-        return pd.DataFrame(columns=[*_PLACE, *_LABELS]), kinds, notes
+        return pd.DataFrame(columns=[*_CELL, *_LABELS]), kinds, notes
     scores = pd.concat(tables, ignore_index=True)
     order = {name: position for position, name in enumerate(kinds)}
     rank = {MODEL: 0, FLOOR: 1, CEILING: 2}
@@ -88,9 +89,9 @@ def collect(cells: Sequence[Cell], output: Path) -> tuple[pd.DataFrame, dict[str
         kind="stable",
         ignore_index=True,
     )
-    others = [name for name in scores.columns if name not in (*_PLACE, *_LABELS)]
+    others = [name for name in scores.columns if name not in (*_CELL, *_LABELS)]
     scores["seed"] = scores["seed"].astype("Int64")
-    return scores[[*_PLACE, *_LABELS, *others]], kinds, notes
+    return scores[[*_CELL, *_LABELS, *others]], kinds, notes
 
 
 def read_scores(file: Path) -> pd.DataFrame:
@@ -227,7 +228,8 @@ def _compared(
     """Add the best floor of each metric, and each model's difference to it."""
     best: dict[str, str] = {}
     for metric, group in summary[(summary["kind"] == FLOOR) & summary["mean"].notna()].groupby("metric", sort=False):
-        best[str(metric)] = str(group.loc[better(str(metric), group["mean"]).idxmax(), "model"])
+        turned = dict(zip(group["model"], better(str(metric), group["mean"]), strict=True))
+        best[str(metric)] = min(turned, key=lambda name: _place(name, turned[name]))
     found = []
     for name in summary.loc[summary["kind"] == MODEL, "model"].unique():
         # a model that failed on a split is compared on the others
@@ -265,9 +267,15 @@ def _by_rank(board: pd.DataFrame, metric: str, names: Sequence[str]) -> list[str
     rows = board[(board["category"] == ALL) & (board["metric"] == metric)].set_index("model")
     kind = {MODEL: 0, FLOOR: 1, CEILING: 2}
 
-    def place(name: str) -> tuple[int, float, str]:
-        row = rows.loc[name]
-        value = float(better(metric, pd.Series([row["mean"]])).iloc[0])
-        return kind[row["kind"]], -value if np.isfinite(value) else np.inf, name
+    value = better(metric, rows["mean"])
+    return sorted(
+        (name for name in names if name in rows.index),
+        key=lambda name: (kind[rows.loc[name, "kind"]], *_place(name, value[name])),
+    )
 
-    return sorted((name for name in names if name in rows.index), key=place)
+
+def _place(name: str, value: float) -> tuple[float, int, str]:
+    """Key that sorts by value, best first; of those that are the same but for rounding, the simpler baseline first."""
+    plain = name.partition(" (")[0]
+    simplicity = BASELINES.index(plain) if plain in BASELINES else -1
+    return (-float(f"{value:.9g}") if np.isfinite(value) else np.inf), simplicity, name

@@ -52,7 +52,8 @@ def _sentence(rows: pd.DataFrame, metric: str) -> str:
     floors = scored[scored["kind"] == FLOOR]
     if floors.empty:
         return f"{metric}: best is {best['model']} ({best['mean']:.3g}); there is no baseline beside it."
-    floor = floors.loc[better(metric, floors["mean"]).idxmax()]
+    # chosen with the table, which names the simplest of those that are the same
+    floor = floors[floors["model"] == models["best_floor"].iloc[0]].iloc[0]
     if best["kind"] == FLOOR:
         said = f"{metric}: a baseline wins, {floor['model']} ({floor['mean']:.3g})."
     else:

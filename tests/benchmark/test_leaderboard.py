@@ -126,6 +126,16 @@ def test_rounding_is_no_difference() -> None:
     assert row["verdict"] == "no difference"
 
 
+def test_of_floors_that_are_the_same_the_simplest_is_named() -> None:
+    names = {"M": 0.5, "Additive": 0.4 + 1e-13, "TrainingMean": 0.4, "MatchingMean": 0.4 + 1e-14}
+    table = scores_of(
+        *((name, "s", 0 if name == "M" else None, one, mean, 1.0) for name, mean in names.items() for one in "ABCDEF")
+    )
+    board = leaderboard(table, {name: "model" if name == "M" else "floor" for name in names})
+    assert cell_of(board, "M")["best_floor"] == "TrainingMean"
+    assert list(dict.fromkeys(board["model"])) == ["M", "TrainingMean", "MatchingMean", "Additive"]
+
+
 def test_the_order_of_rows_is_of_no_consequence() -> None:
     board = leaderboard(EXAMPLE, KINDS)
     shuffled = EXAMPLE.sample(frac=1, random_state=3)
