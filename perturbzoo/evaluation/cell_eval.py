@@ -185,6 +185,11 @@ def score(
         table, real = run(predicted, observed)
     found.said += [f"cell-eval2: {message}" for message in messages]
     _add(found, PREDICTION, table, settings, names)
+    lost = {name: int(column.isna().sum()) for name, column in found.scores[PREDICTION].items()}
+    lost |= {name: len(names) for name, value in found.totals[PREDICTION].items() if np.isnan(value)}
+    if any(lost.values()):
+        parts = [f"{name} ({n} of {len(names)})" for name, n in lost.items() if n]
+        found.said.append(f"undefined for some conditions, such as those with too few genes that respond: {shortened(parts)}")
     with _quiet():
         for floor in (NO_CHANGE, PERTURBED_MEAN):
             emitted = _floor(floor, observed, settings, seed)
@@ -264,7 +269,7 @@ def _add(found: CellEvalScores, who: str, table: Any, settings: EvalConfig, name
                 # a ratio whose denominator, the effects that were observed, is none
                 total[name] = float("nan")
                 if who == PREDICTION:
-                    found.said.append(f"{name} is undefined: {_first_sentence(error)}")
+                    found.said.append(f"cell-eval2: {_first_sentence(error)}")
     found.totals[who] = total
 
 

@@ -41,6 +41,9 @@ ROWS = {
 """Our name of each of the package's controls."""
 
 
+_NO_GENES = "since a condition has no gene that responds (adjusted p below .05)"
+
+
 @dataclass
 class CalibratedScores:
     """What came out.
@@ -122,16 +125,25 @@ def score(predicted: AnnData, observed: AnnData, *, seed: int = 0, min_cells: in
         found = CalibratedScores({}, {}, {}, said)
         columns: dict[str, dict[str, pd.Series]] = {PREDICTION: {}, **{row: {} for row in dict.fromkeys(ROWS.values())}}
         calibration: dict[str, dict[str, pd.Series]] = {"drf": {}, "bds": {}}
+        refused = {}
         for protocol in protocols:
             metric = _snake(protocol.name)
+            try:
+                scored = scperteval.score(handle, protocol.name, predicted)
+                results = {name: scperteval.calibrate(handle, protocol.name, calibrator=name) for name in ("drf", "bds")}
+            except ValueError as error:  # a condition without any gene that responds, for the metrics of those alone
+                refused[metric] = str(error).split(".", 1)[0] if "selected no genes" not in str(error) else _NO_GENES
+                continue
             found.higher[metric] = protocol.better == "higher"
-            columns[PREDICTION][metric] = _column(scperteval.score(handle, protocol.name, predicted), "raw_prediction")
-            for calibrator, table in calibration.items():
-                result = scperteval.calibrate(handle, protocol.name, calibrator=calibrator)  # type: ignore[arg-type]
-                table[metric] = _column(result, calibrator)
+            columns[PREDICTION][metric] = _column(scored, "raw_prediction")
+            for name, result in results.items():
+                calibration[name][metric] = _column(result, name)
             for role in ("negative", "positive"):
-                source = str(result.per_perturbation[role].iloc[0])
-                columns[ROWS.get(source, source)][metric] = _column(result, f"raw_{role}")
+                source = str(results["drf"].per_perturbation[role].iloc[0])
+                columns[ROWS.get(source, source)][metric] = _column(results["drf"], f"raw_{role}")
+    for reason in dict.fromkeys(refused.values()):
+        left_out = [metric for metric, why in refused.items() if why == reason]
+        found.said.append(f"left out, {reason}: {shortened(left_out, 12)}")
     large = {message for message in (str(entry.message) for entry in caught) if "of the reference sample" in message}
     if large:
         found.said.append(
