@@ -76,7 +76,7 @@ def test_spellings_genes_and_order_are_nothing(challenge: ProtocolEvaluation, pr
 
 def test_the_summary(challenge: ProtocolEvaluation) -> None:
     assert list(challenge.scores) == [PREDICTION, NO_CHANGE, PERTURBED_MEAN, CEILING]
-    summary = challenge.summary.set_index(["model", "category", "metric"])
+    summary = challenge.summary.set_index(["model", "category", "metric"]).sort_index()
     row = summary.loc[(PREDICTION, "all", "pds_cosine")]
     assert row["mean"] == pytest.approx(challenge.table["pds_cosine"].mean())
     assert row["n"] == 4

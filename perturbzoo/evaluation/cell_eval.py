@@ -41,7 +41,7 @@ N_SPLITS = 5
 # of the metrics of genes tested one by one, these leave a condition's targets out
 _WITHOUT_TARGETS = re.compile(r"de_wilcoxon_(direction_(fidelity|coverage|yield|reach)\w*|sig_jaccard|lfc_nmae)")
 _OVER_CONDITIONS = "de_wilcoxon_nsig_spearman"  # one number, written beside every condition
-_CHATTER = ("de.backend", "allow_fractional", "not scored", "baseline:", "Ceiling", "scanpy DE", "build_constant")
+_CHATTER = ("de.backend", "allow_fractional", "not scored", "omitted", "baseline:", "Ceiling", "scanpy DE", "build_constant")
 
 
 @dataclass
@@ -269,7 +269,7 @@ def _add(found: CellEvalScores, who: str, table: Any, settings: EvalConfig, name
                 # a ratio whose denominator, the effects that were observed, is none
                 total[name] = float("nan")
                 if who == PREDICTION:
-                    found.said.append(f"cell-eval2: {_first_sentence(error)}")
+                    found.said.append(f"cell-eval2: {_first_sentence(error).split(', so ')[0]}")
     found.totals[who] = total
 
 
@@ -318,25 +318,28 @@ def _rescaled(found: CellEvalScores, observed: AnnData, settings: EvalConfig) ->
     from cell_eval2.catalog import CATALOG
     from cell_eval2.scoring import is_degenerate, score_one
 
-    try:
-        with _quiet():
-            _, anchor = compute_replicate_anchor(observed, config=settings, n_splits=N_SPLITS)
-    except ValueError as error:
-        found.said.append(f"no rescaled scores, for want of a replicate: {_first_sentence(error)}")
+    members = [name for name in directions("vcc2026") if not np.isnan(_mean(found, PREDICTION, name))]
+    replicate: dict[str, float] = {}
+    while members and not replicate:
+        try:
+            with _quiet():
+                _, anchor = compute_replicate_anchor(observed, config=replace(settings, metrics=members), n_splits=N_SPLITS)
+            replicate = dict(zip(anchor["metric"].to_list(), anchor["replicate"].to_list(), strict=True))
+        except ValueError as error:
+            # one metric that is undefined in a half stops all of them: without it, the others have their replicate
+            failed = [name for name in members if name.removeprefix("de_wilcoxon_") in str(error)]
+            members = [name for name in members if name not in failed] if failed else []
+    if not replicate:
+        found.said.append("no rescaled scores: halves of the observed cells give no replicate of any metric")
         return None
-    replicate = dict(zip(anchor["metric"].to_list(), anchor["replicate"].to_list(), strict=True))
-    means = {
-        who: {**frame.mean().to_dict(), **found.totals[who]}
-        for who, frame in found.scores.items()
-        if who in (PREDICTION, PERTURBED_MEAN)
-    }
     rows = []
     for name in directions("vcc2026"):
-        mine, base, top = means[PREDICTION][name], means[PERTURBED_MEAN][name], replicate[name]
+        mine, base = (_mean(found, who, name) for who in (PREDICTION, PERTURBED_MEAN))
+        top = replicate.get(name, float("nan"))
         value = float("nan")
         try:
             policy = replace(CATALOG[name].scoring, anchor=top, allow_negative_baseline=False)
-            if np.isfinite(base) and not is_degenerate(base, policy):
+            if np.isfinite([mine, base]).all() and not is_degenerate(base, policy):
                 value = score_one(mine, base, policy)
         except ValueError:
             pass  # a replicate that is no anchor for this metric: said below
@@ -344,8 +347,15 @@ def _rescaled(found: CellEvalScores, observed: AnnData, settings: EvalConfig) ->
     table = pd.DataFrame(rows)
     lost = table.loc[table["score"].isna(), "metric"].tolist()
     if lost:
-        found.said.append(f"no rescaled score where a replicate is no better than the mean response: {shortened(lost)}")
+        found.said.append(
+            f"no rescaled score where a replicate is undefined or no better than the mean response: {shortened(lost)}"
+        )
     return table
+
+
+def _mean(found: CellEvalScores, who: str, metric: str) -> float:
+    """What a metric is over all conditions."""
+    return found.totals[who][metric] if metric in found.totals[who] else float(found.scores[who][metric].mean())
 
 
 def _check(predicted: AnnData, observed: AnnData, names: Sequence[str], profile: str, input_type: str) -> None:

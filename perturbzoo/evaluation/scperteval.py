@@ -86,6 +86,7 @@ def score(predicted: AnnData, observed: AnnData, *, seed: int = 0, min_cells: in
     """
     # its import sets how many threads the libraries of linear algebra start: not before it is asked for
     import scperteval
+    from scperteval.calibrators import CALIBRATORS
     from scperteval.protocols.resolve import resolve_protocols
 
     label = observed.obs[CONDITION].astype(str)
@@ -120,7 +121,6 @@ def score(predicted: AnnData, observed: AnnData, *, seed: int = 0, min_cells: in
             min_cells=max(4, min_cells),
             perturbation_key=CONDITION,
             control_label=CONTROL,
-            workers=1,
         )
         found = CalibratedScores({}, {}, {}, said)
         columns: dict[str, dict[str, pd.Series]] = {PREDICTION: {}, **{row: {} for row in dict.fromkeys(ROWS.values())}}
@@ -130,17 +130,21 @@ def score(predicted: AnnData, observed: AnnData, *, seed: int = 0, min_cells: in
             metric = _snake(protocol.name)
             try:
                 scored = scperteval.score(handle, protocol.name, predicted)
-                results = {name: scperteval.calibrate(handle, protocol.name, calibrator=name) for name in ("drf", "bds")}
+                calibrated = scperteval.calibrate(handle, protocol.name)
             except ValueError as error:  # a condition without any gene that responds, for the metrics of those alone
                 refused[metric] = str(error).split(".", 1)[0] if "selected no genes" not in str(error) else _NO_GENES
                 continue
             found.higher[metric] = protocol.better == "higher"
             columns[PREDICTION][metric] = _column(scored, "raw_prediction")
-            for name, result in results.items():
-                calibration[name][metric] = _column(result, name)
-            for role in ("negative", "positive"):
-                source = str(results["drf"].per_perturbation[role].iloc[0])
-                columns[ROWS.get(source, source)][metric] = _column(results["drf"], f"raw_{role}")
+            calibration["drf"][metric] = _column(calibrated, "drf")
+            raw = {role: _column(calibrated, f"raw_{role}") for role in ("positive", "negative")}
+            for role, column in raw.items():
+                source = str(calibrated.per_perturbation[role].iloc[0])
+                columns[ROWS.get(source, source)][metric] = column
+            # of the same values: asked for by itself, everything would be computed again
+            bounds = zip(raw["positive"], raw["negative"], strict=True)
+            wins = [CALIBRATORS["bds"].per_pert({"positive": top, "negative": floor}, protocol) for top, floor in bounds]
+            calibration["bds"][metric] = pd.Series(wins, index=raw["positive"].index)
     for reason in dict.fromkeys(refused.values()):
         left_out = [metric for metric, why in refused.items() if why == reason]
         found.said.append(f"left out, {reason}: {shortened(left_out, 12)}")
