@@ -20,7 +20,7 @@ from perturbzoo.data.screen import Columns
 from perturbzoo.data.split_methods import category_of
 from perturbzoo.data.two_files import CONTROL, Key, Side, common_rows, control_side, read_sides
 from perturbzoo.errors import PerturbZooError
-from perturbzoo.evaluation.native import CEILING, NO_CHANGE, PERTURBED_MEAN, PREDICTION
+from perturbzoo.evaluation.native import NO_CHANGE, PERTURBED_MEAN, PREDICTION
 from perturbzoo.evaluation.summary import ALL, format_table, summarise
 from perturbzoo.perturbation import parse_condition
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Protocol = Literal["vcc2026", "full", "calibrated"]
 PROTOCOLS: tuple[Protocol, ...] = ("vcc2026", "full", "calibrated")
 
+_OVERALL = ("split-half ceiling", "replicate")  # ceilings that are one number over all conditions
 RESCALED = "prediction, rescaled"
 """Model name, in the summary, of the scores of ``vcc2026`` between the mean response (0) and a replicate (1)."""
 
@@ -188,7 +189,7 @@ def _cell_eval(
     over = [(who, name, value) for who, total in found.totals.items() for name, value in total.items()]
     if found.rescaled is not None:
         over += [(RESCALED, row.metric, row.score) for row in found.rescaled.itertuples()]
-        over += [("replicate", row.metric, row.replicate) for row in found.rescaled.itertuples()]
+        over += [(cell_eval.REPLICATE, row.metric, row.replicate) for row in found.rescaled.itertuples()]
     more = pd.DataFrame(over, columns=["model", "metric", "value"])
     return found.scores, more, cell_eval.directions(protocol), found.said
 
@@ -272,7 +273,7 @@ def _summed_up(
     summary = pd.concat([summary, over], ignore_index=True)
     if protocol == "calibrated":
         return ProtocolEvaluation(frames, summary, metrics, said, [_calibration_text(summary, metrics)])
-    shown = summary[summary["metric"].isin(metrics) & summary["model"].isin([*frames, "replicate"])]
+    shown = summary[summary["metric"].isin(metrics) & summary["model"].isin([*frames, *_OVERALL])]
     if shown["category"].nunique() == 2 or protocol == "full":
         shown = shown[shown["category"] == ALL]  # the one category says the same again; too many metrics for several
     order = {name: position for position, name in enumerate(metrics)}
@@ -285,8 +286,8 @@ def _summed_up(
 
 
 def _position(model: str) -> int:
-    first = (PREDICTION, NO_CHANGE, PERTURBED_MEAN)
-    return first.index(model) if model in first else len(first) + (model == "replicate") + (model == CEILING)
+    first = (PREDICTION, NO_CHANGE, PERTURBED_MEAN, "technical duplicate", *_OVERALL)
+    return first.index(model)
 
 
 def _rescaled_text(summary: pd.DataFrame) -> str:

@@ -13,7 +13,7 @@ from scipy import sparse
 from perturbzoo.data.screen import Columns
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning
 from perturbzoo.evaluation import cell_eval, scperteval
-from perturbzoo.evaluation.native import CEILING, NO_CHANGE, PERTURBED_MEAN, PREDICTION
+from perturbzoo.evaluation.native import NO_CHANGE, PERTURBED_MEAN, PREDICTION
 from perturbzoo.protocols import RESCALED, ProtocolEvaluation, evaluate_by
 
 CONDITIONS = ("G0", "G1", "G2", "G0+G1")
@@ -75,7 +75,7 @@ def test_spellings_genes_and_order_are_nothing(challenge: ProtocolEvaluation, pr
 
 
 def test_the_summary(challenge: ProtocolEvaluation) -> None:
-    assert list(challenge.scores) == [PREDICTION, NO_CHANGE, PERTURBED_MEAN, CEILING]
+    assert list(challenge.scores) == [PREDICTION, NO_CHANGE, PERTURBED_MEAN, cell_eval.DUPLICATE]
     summary = challenge.summary.set_index(["model", "category", "metric"]).sort_index()
     row = summary.loc[(PREDICTION, "all", "pds_cosine")]
     assert row["mean"] == pytest.approx(challenge.table["pds_cosine"].mean())
@@ -86,7 +86,7 @@ def test_the_summary(challenge: ProtocolEvaluation) -> None:
     assert row["mean"] == pytest.approx(ratio)
     assert np.isnan(row["low"])
     assert len(summary.loc[(RESCALED, "all")]) == 6
-    for part in ("split-half ceiling", "replicate", "combination of 2 (1 condition)", "between the mean response (0)"):
+    for part in ("technical duplicate", "replicate", "combination of 2 (1 condition)", "between the mean response (0)"):
         assert part in challenge.text
     assert "expr_real_mass_ratio" not in challenge.text  # a by-product, no score
     assert "expr_real_mass_ratio" in challenge.table

@@ -22,7 +22,7 @@ import pandas as pd
 from scipy import sparse
 
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
-from perturbzoo.evaluation.native import CEILING, NO_CHANGE, PERTURBED_MEAN, PREDICTION
+from perturbzoo.evaluation.native import NO_CHANGE, PERTURBED_MEAN, PREDICTION
 from perturbzoo.evaluation.pseudobulk import assign_halves
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ CONDITION = "condition"
 """The obs column of conditions."""
 CONTROL = "control"
 """Its label of control cells."""
+DUPLICATE, CEILING, REPLICATE = "technical duplicate", "split-half ceiling", "replicate"
+"""One half of the observed cells for the other; the same, taken to the size of the experiment by the package (`full`, where it has a
+law for it) or the mean of five halvings (`vcc2026`)."""
 N_SPLITS = 5
 """Halvings behind the replicate of ``vcc2026``, as the competition's rule has it."""
 
@@ -53,7 +56,7 @@ class CellEvalScores:
     scores
         By who predicts (the prediction first, then floors and ceiling): one row per condition, in the index, one column per metric.
     totals
-        By who predicts: metrics that are one number over all conditions.
+        By who predicts: metrics that are one number over all conditions; of ``split-half ceiling``, all that it has.
     rescaled
         ``vcc2026`` only: one row per scored metric with the columns metric, prediction, baseline (the mean response), replicate, and
         score, 0 at the one and 1 at the other; score is NaN where they are not apart. None: no replicate could be made.
@@ -200,9 +203,11 @@ def score(
             # each half has controls of its own: shared ones would make the halves agree
             kept = {name: rest for name, rest in run.further.items() if name in set(halves[0].obs[CONDITION])}
             table, _ = _Run(replace(settings, control_source="pred"), kept)(*halves)
-            _add(found, CEILING, table, settings, names)
+            _add(found, DUPLICATE, table, settings, names)
+            if profile == "full":
+                found.totals[CEILING] = _ceiling(observed, settings, seed)
     if halves is None:
-        found.said.append("no split-half ceiling: it needs 4 observed cells of two conditions and of control")
+        found.said.append("no ceilings: they need 4 observed cells of two conditions and of control")
     if profile == "vcc2026":
         found.rescaled = _rescaled(found, observed, settings)
     return found
@@ -310,6 +315,15 @@ def _halves(observed: AnnData, seed: int) -> tuple[AnnData, AnnData] | None:
     half = assign_halves(code, seed)
     first, second = (observed[large[code] & (half == side)].copy() for side in (0, 1))
     return first, second
+
+
+def _ceiling(observed: AnnData, settings: EvalConfig, seed: int) -> dict[str, float]:
+    """The package's ceiling, of those metrics that follow Spearman and Brown's law."""
+    from cell_eval2 import compute_ceiling
+
+    _, ceiling = compute_ceiling(observed, config=settings, seed=seed)
+    values = zip(ceiling["metric"].to_list(), ceiling["ceiling"].to_list(), strict=True)
+    return {name: float(value) for name, value in values if value is not None and np.isfinite(value)}
 
 
 def _rescaled(found: CellEvalScores, observed: AnnData, settings: EvalConfig) -> pd.DataFrame | None:

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.evaluation import cell_eval
-from perturbzoo.evaluation.native import CEILING, NO_CHANGE, PERTURBED_MEAN, PREDICTION
+from perturbzoo.evaluation.native import NO_CHANGE, PERTURBED_MEAN, PREDICTION
 
 CONDITIONS = ("G0", "G1", "G2", "G3", "G0+X", "G1+G2")
 TARGETS = {name: name.split("+") for name in CONDITIONS}
@@ -175,12 +175,16 @@ def test_one_profile_for_all_conditions(observed: Any) -> None:
 
 
 def test_floors_and_ceiling(full: cell_eval.CellEvalScores, observed: Any) -> None:
-    assert list(full.scores) == [PREDICTION, NO_CHANGE, PERTURBED_MEAN, CEILING]
+    assert list(full.scores) == [PREDICTION, NO_CHANGE, PERTURBED_MEAN, cell_eval.DUPLICATE]
     mean = {who: table.mean() for who, table in full.scores.items()}
+    # Spearman and Brown: above half the cells, below 1
+    ceiling = full.totals[cell_eval.CEILING]
+    assert mean[cell_eval.DUPLICATE]["delta_pearson"] < ceiling["delta_pearson"] < 1
+    assert "expr_mae" not in ceiling  # an error has no such law
     assert mean[NO_CHANGE]["de_wilcoxon_sig_recall"] < 0.05
     assert mean[NO_CHANGE]["de_wilcoxon_lfc_nmae"] == pytest.approx(1, abs=0.1)
     assert full.totals[NO_CHANGE]["expr_mse_unbiased_capped_norm"] == pytest.approx(1, abs=0.2)
-    assert mean[CEILING]["delta_pearson"] > mean[PERTURBED_MEAN]["delta_pearson"] > mean[NO_CHANGE]["delta_pearson"]
+    assert mean[cell_eval.DUPLICATE]["delta_pearson"] > mean[PERTURBED_MEAN]["delta_pearson"] > mean[NO_CHANGE]["delta_pearson"]
 
 
 def test_the_mean_response_is_the_packages_baseline(predicted: Any, observed: Any, full: cell_eval.CellEvalScores) -> None:
@@ -275,6 +279,6 @@ def test_too_few_cells_for_halves(predicted: Any, observed: Any) -> None:
     rank = pd.Series(label).groupby(label).cumcount().to_numpy()
     few = observed[(rank < 3) | (label == "control")].copy()
     found = _score(predicted, few)
-    assert CEILING not in found.scores
-    assert any("no split-half ceiling" in line for line in found.said)
+    assert cell_eval.DUPLICATE not in found.scores
+    assert any("no ceilings" in line for line in found.said)
     assert any("expected counts" in line for line in _score(_fractional(predicted), few).said)
