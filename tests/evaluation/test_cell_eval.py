@@ -60,7 +60,7 @@ def _directly(predicted: Any, observed: Any, profile: str, **options: Any) -> pd
         metrics=profile,
         pert_col="condition",
         control="control",
-        de=replace(config.de, backend="scanpy"),
+        de=replace(config.de, backend=cell_eval.config("full", input_type="counts").de.backend),
         target_gene_map={"G0+X": "G0", "G1+G2": "G1"},
         **options,
     )
