@@ -115,6 +115,12 @@ def config(profile: Profile, *, input_type: Literal["counts", "lognorm"], own_co
 
     preset = EvalConfig.from_preset("vcc2026" if profile == "vcc2026" else "v2")
     backend: Any = "auto" if find_spec("gpudge") else "pdex" if find_spec("pdex") else "scanpy"
+    threads = preset.num_threads
+    if backend == "pdex":
+        from numba import config as numba_config
+
+        # where it is set, pdex refuses the number of cores
+        threads = numba_config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     return replace(
         preset,
         metrics=profile,
@@ -124,6 +130,7 @@ def config(profile: Profile, *, input_type: Literal["counts", "lognorm"], own_co
         control_source="pred" if own_controls else "real",
         allow_fractional_counts=profile == "full",
         cache_strict=False,  # nothing is cached
+        num_threads=threads,
         de=replace(preset.de, backend=backend),
     )
 

@@ -54,13 +54,14 @@ def _score(predicted: Any, observed: Any, profile: Any = "full", **options: Any)
 def _directly(predicted: Any, observed: Any, profile: str, **options: Any) -> pd.DataFrame:
     from cell_eval2 import EvalConfig, compute_metrics
 
-    config = EvalConfig.from_preset("vcc2026")
+    config, engine = EvalConfig.from_preset("vcc2026"), cell_eval.config("full", input_type="counts")
     config = replace(
         config,
         metrics=profile,
         pert_col="condition",
         control="control",
-        de=replace(config.de, backend=cell_eval.config("full", input_type="counts").de.backend),
+        num_threads=engine.num_threads,
+        de=replace(config.de, backend=engine.de.backend),
         target_gene_map={"G0+X": "G0", "G1+G2": "G1"},
         **options,
     )
