@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perturbzoo.errors import PerturbZooError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_NATIVE = {"max_cells": "max_cells", "pds": "pds", "e_distance": "estimator"}
+"""Options of the native protocol alone, and what :func:`perturbzoo.evaluate.evaluate` calls them."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,8 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol",
         default="native",
-        choices=["native"],
-        help="default and only one: native; vcc2026, full and calibrated (by cell-eval2 and scperteval) are not there yet",
+        choices=["native", "vcc2026", "full", "calibrated"],
+        help="whose metrics: our own (native), the Virtual Cell Challenge's of 2026 or all of cell-eval2's (vcc2026, full), or "
+        "scperteval's, each calibrated on the observed cells (calibrated) (default: native)",
     )
     parser.add_argument(
         "--reference",
@@ -61,26 +65,23 @@ def _parser() -> argparse.ArgumentParser:
         "--depth", type=float, help="counts per cell to normalise to (default: as a file says, else the observed median)"
     )
     parser.add_argument(
-        "--min_cells", type=int, default=2, help="conditions with fewer observed cells are left out (default: 2)"
+        "--min_cells", type=int, help="conditions with fewer observed cells are left out (default: 2; calibrated: 30)"
     )
     parser.add_argument(
         "--max_cells",
         type=int,
-        default=200,
-        help="cells of each condition for distances and tests between cells; 0: leave those metrics out (default: 200)",
+        help="native: cells of each condition for distances and tests between cells; 0: leave those metrics out (default: 200)",
     )
     parser.add_argument(
         "--pds",
-        default="own_targets",
         choices=["own_targets", "vcc2026", "cell_eval"],
-        help="rank over n - 1 without any target of a condition; without the targets of all conditions, as cell-eval2's preset "
-        "vcc2026; or as cell-eval 0.x: over n, combinations keep their targets (default: own_targets)",
+        help="native: rank over n - 1 without any target of a condition; without the targets of all conditions, as cell-eval2's "
+        "preset vcc2026; or as cell-eval 0.x: over n, combinations keep their targets (default: own_targets)",
     )
     parser.add_argument(
         "--e_distance",
-        default="u",
         choices=["u", "v"],
-        help="unbiased, or the V-statistic of pertpy and cell-eval (default: u)",
+        help="native: unbiased, or the V-statistic of pertpy and cell-eval (default: u)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws of cells and halves (default: 0)")
     return parser
@@ -90,17 +91,18 @@ def main(arguments: Sequence[str]) -> None:
     """Score, write the table and print the summary."""
     options = _parser().parse_args(arguments)
     for name in ("min_cells", "max_cells", "seed"):
-        if getattr(options, name) < (1 if name == "min_cells" else 0):
+        if getattr(options, name) is not None and getattr(options, name) < (1 if name == "min_cells" else 0):
             raise PerturbZooError(f"--{name} is {getattr(options, name)}: give {1 if name == 'min_cells' else 0} or more")
     if options.depth is not None and not options.depth > 0:
         raise PerturbZooError(f"--depth is {options.depth}: give a positive number of counts per cell")
+    native = {name: getattr(options, name) for name in _NATIVE if getattr(options, name) is not None}
+    if options.protocol != "native" and native:
+        raise PerturbZooError(f"--{next(iter(native))} is of --protocol native, not of {options.protocol}: leave it out")
     outputs = {name: _output(name, getattr(options, name)) for name in ("output", "summary") if getattr(options, name)}
 
     from dataclasses import replace
 
     from perturbzoo.data.screen import Columns
-    from perturbzoo.evaluate import evaluate
-    from perturbzoo.evaluation.summary import format_table, printed
 
     columns = Columns(
         layer=options.layer,
@@ -113,32 +115,47 @@ def main(arguments: Sequence[str]) -> None:
         gene_key=options.gene_key,
         gene_table=options.gene_table,
     )
-    found = evaluate(
-        options.predicted,
-        options.observed,
-        training=options.training,
-        reference=options.reference,
-        columns=columns,
-        predicted_columns=replace(
+    shared: dict[str, Any] = {
+        "training": options.training,
+        "reference": options.reference,
+        "columns": columns,
+        "predicted_columns": replace(
             columns,
             layer=options.predicted_layer,
             condition_key=options.predicted_condition_key or options.condition_key,
             value_space=options.predicted_space,
         ),
-        depth=options.depth,
-        min_cells=options.min_cells,
-        max_cells=options.max_cells,
-        pds=options.pds,
-        estimator=options.e_distance,
-        seed=options.seed,
-    )
+        "depth": options.depth,
+        "seed": options.seed,
+        **({} if options.min_cells is None else {"min_cells": options.min_cells}),
+    }
+    score = _native if options.protocol == "native" else _by_package
+    found, text = score(options, shared, native)
     # before anything is printed: '| head' must not cost the table
     written = []
     for name, table in (("output", found.table), ("summary", found.summary)):
         if name in outputs:
             _write(table, outputs[name])
             written.append(f"{'per condition' if name == 'output' else name}: {outputs[name]}")
-    print("\n".join([*found.said, "", format_table(printed(found.summary)), "", *written]))
+    print("\n".join([*found.said, "", text, "", *written]))
+
+
+def _native(options: argparse.Namespace, shared: dict[str, Any], native: dict[str, Any]) -> tuple[Any, str]:
+    """Our own protocol: what came out, and its summary as it is printed."""
+    from perturbzoo.evaluate import evaluate
+    from perturbzoo.evaluation.summary import format_table, printed
+
+    native = {_NATIVE[name]: value for name, value in native.items()}
+    found = evaluate(options.predicted, options.observed, **shared, **native)
+    return found, format_table(printed(found.summary))
+
+
+def _by_package(options: argparse.Namespace, shared: dict[str, Any], native: dict[str, Any]) -> tuple[Any, str]:
+    """cell-eval2's and scperteval's protocols: what came out, and its summary as it is printed."""
+    from perturbzoo.protocols import evaluate_by
+
+    found = evaluate_by(options.predicted, options.observed, options.protocol, **shared)
+    return found, found.text
 
 
 def _output(name: str, given: str) -> Path:

@@ -26,6 +26,7 @@ def summarise(
     n_bootstrap: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    metrics: Iterable[str] = FILE_METRICS,
 ) -> pd.DataFrame:
     """Mean of every metric over conditions, with a bootstrap interval, for each model and split category.
 
@@ -40,6 +41,8 @@ def summarise(
         Categories to report, in this order, also where they are empty; by default those that occur.
     n_bootstrap, seed, level
         Number of resamples, seed of their draw, and the share of them that lies within the interval.
+    metrics
+        The columns to summarise, where a table has them.
 
     Returns
     -------
@@ -52,7 +55,7 @@ def summarise(
     PerturbZooError
         A (condition, context) occurs twice in a table, or the tables disagree on its category, or on what to report.
     """
-    table, category = _aligned(scores)
+    table, category = _aligned(scores, metrics)
     present = list(dict.fromkeys(category))
     if categories is None:
         categories = sorted(present)
@@ -104,17 +107,17 @@ def paired_difference(
     return summary.drop(columns="model").rename(columns={"mean": "difference"})
 
 
-def _aligned(scores: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.Series]:
+def _aligned(scores: Mapping[str, pd.DataFrame], metrics: Iterable[str] = FILE_METRICS) -> tuple[pd.DataFrame, pd.Series]:
     """Put the tables side by side: rows sorted (condition, context), columns (model, metric); and the rows' category."""
     if not scores:
         raise PerturbZooError("there are no scores to summarise; give the table of one model at least")
-    sides = {}
+    sides, wanted = {}, list(metrics)
     for name, frame in scores.items():
         keys = frame[["condition", "context"]].astype(str)
         if keys.duplicated().any():
             condition, context = keys[keys.duplicated()].iloc[0]
             raise PerturbZooError(f"the scores of '{name}' have condition '{condition}' in context '{context}' twice")
-        present = [metric for metric in FILE_METRICS if metric in frame]
+        present = [metric for metric in wanted if metric in frame]
         sides[name] = frame[present].set_index(pd.MultiIndex.from_frame(keys)).astype(float)
     table = pd.concat(sides, axis=1).sort_index()
     labels = pd.concat([frame[["condition", "context", "category"]].astype(str) for frame in scores.values()])
@@ -159,7 +162,7 @@ def printed(summary: pd.DataFrame) -> pd.DataFrame:
     return main if main["category"].nunique() > 2 else main[main["category"] == ALL]
 
 
-def format_table(summary: pd.DataFrame, width: int = 120) -> str:
+def format_table(summary: pd.DataFrame, width: int = 120, metrics: Mapping[str, bool | None] = FILE_METRICS) -> str:
     """Write a summary as plain text: models below each other, one block per split category.
 
     Parameters
@@ -168,13 +171,15 @@ def format_table(summary: pd.DataFrame, width: int = 120) -> str:
         Of :func:`summarise`.
     width
         Columns of text at the most; metrics that do not fit side by side follow in a further panel.
+    metrics
+        Whether higher is better, by metric; None: 1 is best.
 
     Returns
     -------
-    The text. Cells say ``mean [low, high]``. ``(5)`` after a model's name says that it was scored on 5 conditions, where
-    that is not all of the block's. An empty category is one line that says ``-``.
+    The text. Cells say ``mean [low, high]``, or the mean alone where there is no interval. ``(5)`` after a model's name says
+    that it was scored on 5 conditions, where that is not all of the block's. An empty category is one line that says ``-``.
     """
-    columns = [_Column(str(name), rows) for name, rows in summary.groupby("metric", sort=False)]
+    columns = [_Column(str(name), rows, metrics[str(name)]) for name, rows in summary.groupby("metric", sort=False)]
     blocks = [_block(str(name), rows) for name, rows in summary.groupby("category", sort=False)]
     margin = max(len(label) for _, labels in blocks for label in labels.values())
     panels: list[list[_Column]] = [[]]
@@ -183,7 +188,7 @@ def format_table(summary: pd.DataFrame, width: int = 120) -> str:
             panels.append([])
         panels[-1].append(column)
     lines = ["mean [low, high]: bootstrap interval over conditions; ↑ higher is better, ↓ lower is better"]
-    if any(FILE_METRICS[str(metric)] is None for metric in summary["metric"]):
+    if any(metrics[str(metric)] is None for metric in summary["metric"]):
         lines[0] += ", →1 nearer to 1 is better"
     for panel in panels:
         height = max(len(column.title) for column in panel)
@@ -204,20 +209,20 @@ _ARROWS = {True: " ↑", False: " ↓", None: " →1"}
 class _Column:
     """One metric of the printed table: its title in lines, and its cells by (model, category)."""
 
-    def __init__(self, metric: str, rows: pd.DataFrame) -> None:
+    def __init__(self, metric: str, rows: pd.DataFrame, higher: bool | None) -> None:
         numbers = rows[["mean", "low", "high"]].abs().to_numpy()
         largest = float(np.nanmax(numbers, initial=0.0))
         # Errors of log1p expression are small: print them in thousandths or millionths, and say so in the title.
-        power = 3 * math.ceil(-math.log10(largest) / 3) if 0 < largest < 0.1 and FILE_METRICS[metric] is False else 0
+        power = 3 * math.ceil(-math.log10(largest) / 3) if 0 < largest < 0.1 and higher is False else 0
         digits = 3 if largest == 0 else max(0, 3 - max(0, math.floor(math.log10(largest * 10**power))))
         title = textwrap.wrap(metric.replace("_", " "), 20)
         title = [f"{line.replace(' ', '_')}_" for line in title[:-1]] + [title[-1].replace(" ", "_")]
-        title[-1] += (f" x1e-{power}" if power else "") + _ARROWS[FILE_METRICS[metric]]
+        title[-1] += (f" x1e-{power}" if power else "") + _ARROWS[higher]
         self.title = title
         self.cells = {}
         for row in rows.itertuples():
             mean, low, high = (f"{value * 10**power:.{digits}f}" for value in (row.mean, row.low, row.high))
-            interval = f" [{low}, {high}]" if row.n > 1 else ""
+            interval = f" [{low}, {high}]" if row.n > 1 and math.isfinite(row.low) else ""
             self.cells[row.model, row.category] = mean + interval if row.n else "-"
         self.width = max(map(len, [*title, *self.cells.values()])) + 2
 
