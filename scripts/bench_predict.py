@@ -89,7 +89,7 @@ def bench_counts(options: argparse.Namespace) -> None:
         screen = cells(len(labels), labels, np.repeat(contexts, len(labels) // len(contexts)))
         screen.write_h5ad(folder / "screen.h5ad")
         trainer = Trainer(default_root_dir=folder, max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False)
-        trainer.fit(TrainingMean(), PerturbSeqDataModule.from_anndata(screen, covariates=["context"]))
+        trainer.fit(TrainingMean(), PerturbSeqDataModule.from_anndata(screen, covariates=["context"], min_cells=2))
         output = folder / "predicted.h5ad"
         command = [sys.executable, "-m", "perturbzoo.cli", "predict", "--as", "counts", "--cells", str(n_cells)]
         command += ["--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--controls", str(folder / "screen.h5ad")]
