@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -194,6 +197,35 @@ def test_interrupted_run_goes_on_to_the_same_file(trained: Trained, tmp_path: Pa
     with pytest.warns(PerturbZooWarning, match="of another request"):
         write("G1,G3")
     assert set(anndata.read_h5ad(output).obs["condition"]) == {"G1", "G3"}
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
+
+
+KILLED = """
+import os, signal, sys
+from perturbzoo.cli import main
+from perturbzoo.counts import parts, prediction
+prediction._PIECE_VALUES = 7 * 30
+put = parts.Parts.put
+def dies(self, number, rows):
+    put(self, number, rows)
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+parts.Parts.put = dies
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = command(trained, tmp_path / "p.h5ad", "--as", "counts")
+    assert subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / ".p.h5ad.parts").is_dir()
+    monkeypatch.setattr(counts_prediction, "_PIECE_VALUES", 7 * 30)
+    model = perturbzoo.load(trained.gears)
+    with pytest.warns(PerturbZooWarning, match="goes on where an interrupted run ended: 3 of"):
+        file = prediction.write_predictions(model, trained.screen, "G0+G2,G3", tmp_path / "p.h5ad", as_counts=True)
+    whole = model.predict(trained.screen, "G0+G2,G3", as_counts=True)
+    np.testing.assert_array_equal(anndata.read_h5ad(file).X.toarray(), whole.X.toarray())
     assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
 
 
