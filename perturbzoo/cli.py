@@ -40,7 +40,16 @@ def _predict(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--conditions", required=True, help="'KLF1+CEBPA,SET', or a CSV file: condition, dose, covariates")
     parser.add_argument("--output", required=True, help="h5ad file to write")
-    parser.add_argument("--n_cells", type=int, help="cells per condition and context (default: every control cell)")
+    parser.add_argument(
+        "--as",
+        dest="space",
+        choices=("log1p", "counts"),
+        default="log1p",
+        help="expected log1p-normalised expression, or cells of whole counts; an interrupted run of counts goes on (default: log1p)",
+    )
+    parser.add_argument(
+        "--cells", "--n_cells", dest="n_cells", type=int, help="cells per condition and context (default: every control cell)"
+    )
     parser.add_argument("--pseudobulk", action="store_true", help="one mean profile per condition and context instead of cells")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw of cells (default: 0)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -57,6 +66,7 @@ def _predict(arguments: Sequence[str]) -> None:
         options.output,
         n_cells=options.n_cells,
         pseudobulk=options.pseudobulk,
+        as_counts=options.space == "counts",
         seed=options.seed,
     )
     print(f"predictions: {file}")

@@ -147,7 +147,7 @@ def _check_conditions(model: PerturbationModel, conditions: Sequence[Condition])
         warnings.warn(message, PerturbZooWarning, stacklevel=4)
 
 
-def _alike(model: PerturbationModel) -> bool:
+def alike(model: PerturbationModel) -> bool:
     """Whether changes can be computed for conditions and not for cells."""
     return model.changes_cells_alike and not model.differentiates_in_forward
 
@@ -155,8 +155,17 @@ def _alike(model: PerturbationModel) -> bool:
 Rows = tuple[slice, dict[str, np.ndarray]]
 
 
-def run(model: PerturbationModel, plan: Plan) -> Iterator[Rows]:
+def run(
+    model: PerturbationModel, plan: Plan, blocks: Sequence[slice] | None = None, *, likelihood: bool = False
+) -> Iterator[Rows]:
     """Predict the plan's rows in order, a bounded number at a time.
+
+    Parameters
+    ----------
+    blocks
+        Which rows at a time; all of them in blocks of :attr:`Plan.rows_at_a_time` if None.
+    likelihood
+        Also yield the model's own likelihood of counts (:class:`perturbzoo.models.likelihood.CountLikelihood`).
 
     Yields
     ------
@@ -164,7 +173,7 @@ def run(model: PerturbationModel, plan: Plan) -> Iterator[Rows]:
         Which rows of the plan these are.
     values
         ``(B, G)`` float32 each: ``X``, ``delta``, the change from the control, and its standard error ``std`` where the
-        model has one.
+        model has one; ``counts``, ``theta`` ``(G,)`` and perhaps ``zero`` of the likelihood.
     """
     from rich.console import Console
     from rich.progress import track
@@ -178,16 +187,17 @@ def run(model: PerturbationModel, plan: Plan) -> Iterator[Rows]:
         spec.default_kind,
     )
     context_control = torch.from_numpy(query.control_mean[context])
-    change = _changes(model, table, context_control) if _alike(model) else None
+    change = _changes(model, table, context_control) if alike(model) else None
     source, pool = CSRSource(query.values), BufferPool(spec.n_genes)
     was_training = model.training
     model.eval()
     try:
-        starts = range(0, len(plan), plan.rows_at_a_time)
+        if blocks is None:
+            step = plan.rows_at_a_time
+            blocks = [slice(start, min(start + step, len(plan))) for start in range(0, len(plan), step)]
         console = Console(stderr=True)
-        quiet = len(starts) < 3 or not console.is_terminal
-        for start in track(starts, "predicting", console=console, disable=quiet):
-            rows = slice(start, min(start + plan.rows_at_a_time, len(plan)))
+        quiet = len(blocks) < 3 or not console.is_terminal
+        for rows in track(blocks, "predicting", console=console, disable=quiet):
             cells = plan.cell[rows]
             requests, row = np.unique(plan.request[rows], return_inverse=True)
             control = pool.take(len(cells))
@@ -212,11 +222,16 @@ def run(model: PerturbationModel, plan: Plan) -> Iterator[Rows]:
                     depth=spec.depth,
                 )
                 with torch.inference_mode():
-                    prediction = model.evaluate(batch.to(model.device))
+                    batch = batch.to(model.device)
+                    prediction = model.evaluate(batch)
+                    own = model.count_likelihood(batch) if likelihood else None
                 values = _numpy(prediction.mean, prediction.variance, "X")
                 values["delta"] = values["X"] - control
+                if own is not None:
+                    parts = {"counts": own.mean, "theta": own.theta, "zero": own.zero}
+                    values |= {name: value.float().cpu().numpy() for name, value in parts.items() if value is not None}
                 # this frame must not keep the buffer in use while the next chunk is gathered
-                del batch, prediction
+                del batch, prediction, own
             yield rows, values
             del control, values
     finally:
@@ -250,7 +265,7 @@ def _changes(
     return of
 
 
-def _averages(model: PerturbationModel, plan: Plan) -> Iterator[Rows]:
+def averages(model: PerturbationModel, plan: Plan) -> Iterator[Rows]:
     """Predict the plan's rows and yield their mean for each request, all at once."""
     size = np.bincount(plan.request)[:, None]
     sums: dict[str, np.ndarray] = {}
@@ -281,17 +296,23 @@ def _start(
     if pseudobulk:
         cells, plan = plan, plan.averaged()
         # where cells change alike, the prediction of their mean is the mean of their predictions
-        rows = run(model, plan) if _alike(model) else _averages(model, cells)
+        rows = run(model, plan) if alike(model) else averages(model, cells)
+    var = pd.DataFrame(index=pd.Index(model.get_spec().genes))
+    uns = {"perturbzoo": provenance(model, seed, "log1p-normalised")}
+    return AnnData(obs=plan.obs(), var=var, uns=uns), rows
+
+
+def provenance(model: PerturbationModel, seed: int, value_space: str) -> dict[str, str | float]:
+    """Where predictions came from, for ``uns["perturbzoo"]``."""
     spec = model.get_spec()
-    provenance = {
+    return {
         "model": type(model).__name__,
         "version": perturbzoo.__version__,
         "data_hash": spec.sha256,
-        "value_space": "log1p-normalised",
+        "value_space": value_space,
         "depth": spec.depth,
         "seed": seed,
     }
-    return AnnData(obs=plan.obs(), var=pd.DataFrame(index=pd.Index(spec.genes)), uns={"perturbzoo": provenance}), rows
 
 
 def predict(
@@ -301,6 +322,7 @@ def predict(
     *,
     n_cells: int | None = None,
     pseudobulk: bool = False,
+    as_counts: bool = False,
     seed: int = 0,
 ) -> AnnData:
     """Predict the expression of control cells under conditions, measured or not.
@@ -319,8 +341,10 @@ def predict(
         Control cells in each context, drawn with `seed`, the same for every condition; None for all of them.
     pseudobulk
         Predict one mean profile for each condition and context instead of cells.
+    as_counts
+        Draw cells of whole counts, CSR, in place of expected expression; see :mod:`perturbzoo.counts.prediction`.
     seed
-        Seed of the draw.
+        Seed of the draws.
 
     Returns
     -------
@@ -335,6 +359,11 @@ def predict(
         An unknown target or covariate level, no control cells, no common genes; see also
         :func:`perturbzoo.data.query.read_query`.
     """
+    if as_counts:
+        from perturbzoo.counts.prediction import predict_counts
+
+        _refuse_counts_of_means(pseudobulk)
+        return predict_counts(model, controls, conditions, n_cells, seed)
     adata, chunks = _start(model, controls, conditions, n_cells, pseudobulk, seed)
     arrays: dict[str, np.ndarray] = {}
     for rows, values in chunks:
@@ -355,12 +384,14 @@ def write_predictions(
     *,
     n_cells: int | None = None,
     pseudobulk: bool = False,
+    as_counts: bool = False,
     seed: int = 0,
 ) -> Path:
     """Predict as :func:`predict` does and write the same numbers to an h5ad file, chunk by chunk.
 
     The file appears under its name when it is whole; on any failure nothing is left behind, and what had that name before
-    stays as it was. ``X`` is stored as it is, the layers compressed.
+    stays as it was. ``X`` is stored as it is, the layers compressed. Counts are CSR, compressed; what an interrupted run has drawn of
+    them is kept beside the output, and the same call goes on from there.
 
     Parameters
     ----------
@@ -376,6 +407,11 @@ def write_predictions(
     PerturbZooError
         As :func:`predict`, and where the folder cannot be written or the disk is full.
     """
+    if as_counts:
+        from perturbzoo.counts.prediction import write_counts
+
+        _refuse_counts_of_means(pseudobulk)
+        return write_counts(model, controls, conditions, output, n_cells, seed)
     with new_h5ad(output) as writer:
         adata, chunks = _start(model, controls, conditions, n_cells, pseudobulk, seed)
         writer.start(adata)
@@ -383,3 +419,8 @@ def write_predictions(
             for name, block in values.items():
                 writer.put(name, rows, block)
     return expand_path(output)
+
+
+def _refuse_counts_of_means(pseudobulk: bool) -> None:
+    if pseudobulk:
+        raise PerturbZooError("counts and pseudobulk exclude each other: counts are of cells, a pseudobulk is their mean")

@@ -20,6 +20,7 @@ from perturbzoo.errors import PerturbZooError
 if TYPE_CHECKING:
     import h5py
     from anndata import AnnData
+    from scipy import sparse
 
 _BLOCK_VALUES = 1 << 18  # values in one block of the file: at 1 MB HDF5 is fast and holds little
 
@@ -87,6 +88,7 @@ class H5adWriter:
     def __init__(self, store: h5py.File, disk: _Disk) -> None:
         self._store, self._disk = store, disk
         self._shape = (0, 0)
+        self._rows = self._values = 0
 
     def start(self, adata: AnnData) -> None:
         """Write an AnnData as its ``write_h5ad`` does; matrices it does not hold can then be :meth:`put`."""
@@ -120,6 +122,29 @@ class H5adWriter:
         self._store[key][rows] = values
         self._disk.check()
 
+    def start_csr(self, n_values: int) -> None:
+        """Make ``X`` a CSR matrix of so many values, float32, compressed; its rows are then :meth:`append_csr`-ed."""
+        group = self._store.create_group("X")
+        group.attrs["encoding-type"], group.attrs["encoding-version"] = "csr_matrix", "0.1.0"
+        group.attrs["shape"] = np.array(self._shape, dtype=np.int64)
+        options: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+        if n_values:
+            options["chunks"] = (min(n_values, _BLOCK_VALUES),)
+        for name, dtype in (("data", np.float32), ("indices", np.int32)):
+            group.create_dataset(name, shape=(n_values,), dtype=dtype, **(options if n_values else {}))
+        group.create_dataset("indptr", data=np.zeros(self._shape[0] + 1, dtype=np.int64))
+        self._rows = self._values = 0
+        self._disk.check()
+
+    def append_csr(self, block: sparse.csr_matrix) -> None:
+        """Write the next rows of the CSR matrix ``X``."""
+        group, (rows, values) = self._store["X"], (self._rows, self._values)
+        group["data"][values : values + block.nnz] = block.data
+        group["indices"][values : values + block.nnz] = block.indices
+        group["indptr"][rows + 1 : rows + 1 + block.shape[0]] = values + block.indptr[1:].astype(np.int64)
+        self._rows, self._values = rows + block.shape[0], values + block.nnz
+        self._disk.check()
+
     def _create(self, key: str, n_rows: int) -> None:
         n_genes = self._shape[1]
         options: dict[str, Any] = {"chunks": (min(n_rows, max(1, _BLOCK_VALUES // n_genes)), n_genes)}
@@ -142,11 +167,12 @@ def _remove_left_over(file: Path) -> None:
     pattern = re.compile(re.escape(_part_of(file, "NUMBER")).replace("NUMBER", r"(\d+)"))
     with contextlib.suppress(OSError):  # a folder that can be written need not be listed
         for part in file.absolute().parent.iterdir():
-            if (found := pattern.fullmatch(part.name)) and not _is_alive(int(found[1])):
+            if (found := pattern.fullmatch(part.name)) and not is_alive(int(found[1])):
                 part.unlink(missing_ok=True)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this host runs; in doubt, it does."""
     try:
         os.kill(process, 0)  # sends nothing, asks whether it could
     except ProcessLookupError:

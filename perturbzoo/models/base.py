@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from perturbzoo.models.likelihood import CountLikelihood
+
 CHECKPOINT_SCHEMA = 1
 SELECTION_METRIC = "val/pearson_delta"
 
@@ -136,6 +138,20 @@ class PerturbationModel(LightningModule):
         variance
             Shape ``(C, G)``: squared standard error of it, or None.
         """
+        raise NotImplementedError
+
+    @property
+    def keeps_cell_noise(self) -> bool:
+        """Whether a predicted cell is its control cell and a change, noise of counts and all; if not, it is an expectation."""
+        return True
+
+    @property
+    def has_count_likelihood(self) -> bool:
+        """Whether the model has a likelihood of counts, by :meth:`count_likelihood`."""
+        return False
+
+    def count_likelihood(self, batch: PerturbationBatch) -> CountLikelihood:
+        """The distribution of each cell's counts under its condition, for a model that :attr:`has_count_likelihood`."""
         raise NotImplementedError
 
     def parameter_axes(self) -> dict[str, tuple[str | None, ...]]:

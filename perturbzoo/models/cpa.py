@@ -54,7 +54,7 @@ from perturbzoo.models.compositional import (
     trained_levels,
     with_controls,
 )
-from perturbzoo.models.likelihood import ExpressionHead, Kind
+from perturbzoo.models.likelihood import CountLikelihood, ExpressionHead, Kind
 from perturbzoo.models.targets import TargetVectors, prepare_targets
 from perturbzoo.perturbation import KINDS
 
@@ -308,6 +308,18 @@ class CPA(PerturbationModel):
         """Draw a cell of its condition for each control cell from the likelihood: ``(B, G)``, log1p-normalised."""
         state, change = self._states(batch)
         return self.head.sample(self.decode(state + change), batch.control_size_factor, batch.depth)
+
+    @property
+    def keeps_cell_noise(self) -> bool:
+        return bool(self.choices["residual"])
+
+    @property
+    def has_count_likelihood(self) -> bool:
+        return self.kind != "gaussian"
+
+    def count_likelihood(self, batch: PerturbationBatch) -> CountLikelihood:
+        state, change = self._states(batch)
+        return self.head.count_likelihood(self.decode(state + change), batch.control_size_factor)
 
     # ------------------------------------------------------------------ losses
 

@@ -140,6 +140,10 @@ class Ensemble(PerturbationModel):
     def changes_cells_alike(self) -> bool:
         return all(member.changes_cells_alike for member in self._all())
 
+    @property
+    def keeps_cell_noise(self) -> bool:
+        return all(member.keeps_cell_noise for member in self._all())
+
     def delta(self, table: ConditionTable, context_control: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._together([member.delta(table, context_control) for member in self._all()], self._mean_change(table))
 

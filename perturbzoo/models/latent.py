@@ -365,6 +365,10 @@ class TransportModel(PerturbationModel):
         shift = self.latent.difference(batch.context_control + start, batch.context_control)  # (C, d)
         return Prediction(self.latent.decode(moved + shift[batch.row], *cell))
 
+    @property
+    def keeps_cell_noise(self) -> bool:
+        return bool(self.hparams["keep_residual"])
+
     def source_and_target(self, batch: PerturbationBatch, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Positions ``(B, d)`` of the control cells, and of the perturbed cells minus the start with these targets hidden."""
         start = self.start_change(batch.table, hidden)  # (C, G)

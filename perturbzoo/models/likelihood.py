@@ -24,6 +24,7 @@ up to normalised means of ten thousand.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -39,6 +40,25 @@ _STEP = 1.0
 _NODES = [float(node) for node in range(-12, 3)]  # of u = log t
 _MIN_SCALE = 0.1  # of a Gaussian: genes that hardly vary would outweigh all others
 _MAX_CHANGE = 12.0  # of a log rate, from its start
+
+
+@dataclass
+class CountLikelihood:
+    """Negative binomials of the counts of B cells, maybe with more zeros.
+
+    Attributes
+    ----------
+    mean
+        Shape ``(B, G)``: expected counts at each control cell's size, before zeros are added.
+    theta
+        Shape ``(G,)``: the variance is mean + mean^2 / theta.
+    zero
+        Shape ``(B, G)``: probability that a count is set to 0, or None.
+    """
+
+    mean: Tensor
+    theta: Tensor
+    zero: Tensor | None = None
 
 
 class ExpressionHead(nn.Module):
@@ -122,6 +142,11 @@ class ExpressionHead(nn.Module):
             return centre
         expected = expected_log1p(centre.exp() * size[:, None], self.log_dispersion.exp(), depth / size)
         return expected if self.dropout is None else expected * torch.sigmoid(-self.dropout(features))
+
+    def count_likelihood(self, features: Tensor, size: Tensor) -> CountLikelihood:
+        """The distribution of counts in parameters; of a head that is not Gaussian."""
+        zero = None if self.dropout is None else torch.sigmoid(self.dropout(features))
+        return CountLikelihood(self.log_rate(features).exp() * size[:, None], self.log_dispersion.exp(), zero)
 
     def sample(self, features: Tensor, size: Tensor, depth: float) -> Tensor:
         """Shape ``(B, G)``: cells drawn from the likelihood, log1p-normalised."""
