@@ -197,10 +197,11 @@ def pseudobulks_of(comparison: Comparison, predicted: Array, observed: GroupMome
 
 def by_context(context: NDArray[np.int64], function: Callable[..., Array], *tables: NDArray) -> Array:
     """Apply a function of several conditions to those of each context by themselves."""
-    if len(context) == 0:
+    rows = [np.flatnonzero(context == one) for one in np.unique(context)]
+    if not rows:
         return tables[0].astype(np.float64)
-    first = function(*(table[context == context[0]] for table in tables))
-    result = np.full((len(context), *first.shape[1:]), np.nan)
-    for one in np.unique(context):
-        result[context == one] = function(*(table[context == one] for table in tables))
+    parts = [function(*(table[mine] for table in tables)) for mine in rows]
+    result = np.full((len(context), *parts[0].shape[1:]), np.nan)
+    for mine, part in zip(rows, parts, strict=True):
+        result[mine] = part
     return result
