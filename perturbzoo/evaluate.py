@@ -25,7 +25,7 @@ from perturbzoo.data.two_files import CONTROL, Key, Side, common_rows, control_s
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation import metrics, native
 from perturbzoo.evaluation.comparison import Candidate, Cells, Comparison, moments
-from perturbzoo.evaluation.interaction_recovery import Singles, find_singles
+from perturbzoo.evaluation.interaction_recovery import find_singles
 from perturbzoo.evaluation.native import PERTURBED_MEAN, PREDICTION, TRAINING_MEAN
 from perturbzoo.evaluation.pseudobulk import GroupMoments, assign_halves
 from perturbzoo.evaluation.summary import summarise
@@ -136,7 +136,9 @@ def evaluate(
     comparison = _compare(mine.file, rows, contexts, totals, guessed, control_totals)
     conditions = [parse_condition(name) for name, _ in rows]
     everything = _bulks([name for name, _ in rows] + totals.other_names, comparison, totals)
-    comparison.singles = _singles(comparison, everything)
+    comparison.singles = find_singles(
+        conditions, comparison.context, everything.conditions, everything.contexts, everything.mean
+    )
     if sides.keys() == {"predicted", "observed"}:
         fitted = floors.cross_fitted(everything, mine.file.genes, len(rows), seed)
         mean = PERTURBED_MEAN
@@ -149,7 +151,10 @@ def evaluate(
         ]
     else:
         training_bulks = _use_training(comparison, sides["training"], contexts, min_cells)
-        comparison.singles = _singles(comparison, training_bulks) | comparison.singles
+        singles = find_singles(
+            conditions, comparison.context, training_bulks.conditions, training_bulks.contexts, training_bulks.mean
+        )
+        comparison.singles = singles | comparison.singles
         fitted = floors.fitted(training_bulks, mine.file.genes, conditions, comparison.context)
         mean = TRAINING_MEAN
         said.append(f"{', '.join([mean, *fitted])}: of the perturbations in {sides['training'].file.where}")
@@ -240,9 +245,9 @@ def _sample(side: Side, pool: np.ndarray, n_rows: int, n_contexts: int, max_cell
     """Rows of up to `max_cells` cells of each pool, by pool, in random order within; of controls more, as all tests share them."""
     if not max_cells:
         return np.zeros(0, dtype=np.int64)
-    n_pools = n_rows + n_contexts
+    n_pools, n_samples = n_rows + n_contexts, n_rows + CONTROLS_PER_CELL * n_contexts
     per_cell = 8 * max(1.0, side.scaled.filled * len(side.file.genes))
-    affordable = max(2, int(SAMPLE_BYTES / (per_cell * max(1, n_pools))))
+    affordable = max(2, int(SAMPLE_BYTES / (per_cell * max(1, n_samples))))
     if affordable < max_cells and np.bincount(pool[(pool >= 0) & (pool < n_pools)]).max(initial=0) > affordable:
         _warn(f"{side.file.where}: {affordable} instead of {max_cells} cells of each condition are compared, to save memory")
     cells = np.flatnonzero((pool >= 0) & (pool < n_pools))
@@ -295,11 +300,6 @@ def _compare(
         control_cells=controls.control_cells,
         half=totals.half,
     )
-
-
-def _singles(comparison: Comparison, measured: TrainingPseudobulks) -> dict[int, Singles]:
-    conditions = [parse_condition(name) for name in comparison.conditions]
-    return find_singles(conditions, comparison.context, measured.conditions, measured.contexts, measured.mean)
 
 
 def _bulks(names: Sequence[str], comparison: Comparison, totals: _Totals) -> TrainingPseudobulks:

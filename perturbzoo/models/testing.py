@@ -22,6 +22,7 @@ from perturbzoo.evaluation.native import CEILING as CEILING
 from perturbzoo.evaluation.pseudobulk import GroupMoments, Pseudobulks, assign_halves, de_sets
 from perturbzoo.evaluation.retrieval import discrimination_score
 from perturbzoo.evaluation.summary import summarise
+from perturbzoo.evaluation.table import METRICS, PRINTED
 from perturbzoo.models import BASELINES, find_model
 from perturbzoo.models.run_folder import write_run_folder
 
@@ -136,6 +137,7 @@ def perturbed_reference(data: PerturbSeqDataModule) -> np.ndarray:
 def _log(model: PerturbationModel, summary: pd.DataFrame) -> None:
     """Hand the model's own numbers to the loggers."""
     own = summary[summary["model"] == type(model).__name__].dropna(subset="mean")
+    own = own[own["metric"].isin([*METRICS, *PRINTED])]  # a hundred more are in the files
     rows = own[["category", "metric", "mean"]].to_numpy().tolist()
     values = {f"test/{category}/{metric}": float(mean) for category, metric, mean in rows}
     for logger in model.trainer.loggers:
