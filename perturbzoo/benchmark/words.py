@@ -82,8 +82,8 @@ def _saturation(rows: pd.DataFrame, floor: pd.Series, metric: str) -> str:
     if ends.iloc[0] < ends.iloc[1]:
         return ""
     return (
-        f" {floor['model']} is not below the split-half ceiling ({ceiling['mean'].iloc[0]:.3g}): on these data this metric sees what "
-        "all conditions share, and tells models apart no more."
+        f" {floor['model']} is as good as a repeat of the experiment (split-half ceiling, {ceiling['mean'].iloc[0]:.3g}): "
+        "here this metric leaves nothing to tell models apart by."
     )
 
 
