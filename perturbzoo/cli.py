@@ -92,12 +92,19 @@ def _evaluate(arguments: Sequence[str]) -> None:
     evaluate(arguments)
 
 
+def _report(arguments: Sequence[str]) -> None:
+    from perturbzoo.report_command import main as report
+
+    report(arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "fit": (_train("fit"), "train a model: --config DATA.yaml --config MODEL.yaml"),
     "validate": (_train("validate"), "score a checkpoint on the validation conditions: --ckpt_path"),
     "test": (_train("test"), "score a checkpoint beside all baselines on the test conditions: --ckpt_path"),
     "predict": (_predict, "predict conditions nobody measured: --ckpt_path --controls --conditions --output"),
     "evaluate": (_evaluate, "score any tool's predictions: --predicted --observed --output"),
+    "report": (_report, "write one HTML page about a tested run or a benchmark: RUN_DIR --output"),
     "data": (_data, "say what is in an h5ad file"),
     "simulate": (_simulate, "simulate a Perturb-seq screen with known truth"),
     "network": (_network, "infer a gene regulatory network from a screen: --data --method --output"),

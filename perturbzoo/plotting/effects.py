@@ -171,7 +171,7 @@ def plot_delta_heatmap(delta: pd.DataFrame, *, n_genes: int = 40, cluster: bool 
     largest = np.argsort(-np.abs(delta.to_numpy(dtype=float)).max(0), kind="stable")[:n_genes]
     shown = delta.iloc[:, np.sort(largest)]
     if cluster:
-        shown = shown.iloc[_alike_together(shown.to_numpy(dtype=float)), _alike_together(shown.to_numpy(dtype=float).T)]
+        shown = shown.iloc[alike_together(shown.to_numpy(dtype=float)), alike_together(shown.to_numpy(dtype=float).T)]
     n_rows, n_columns = shown.shape
     ax = axes_of_size(ax, 2.8 + 0.16 * n_columns, max(3.4, 1.8 + 0.16 * n_rows))
     limit = max(float(np.abs(shown.to_numpy()).max()), 1e-6)
@@ -185,8 +185,8 @@ def plot_delta_heatmap(delta: pd.DataFrame, *, n_genes: int = 40, cluster: bool 
     return ax
 
 
-def _alike_together(rows: np.ndarray) -> np.ndarray:
-    """Order of the rows along a dendrogram (average linkage, Euclidean)."""
+def alike_together(rows: np.ndarray) -> np.ndarray:
+    """Order of the rows, shape ``(N, G)``, along a dendrogram (average linkage, Euclidean)."""
     if len(rows) < 3:
         return np.arange(len(rows))
     return leaves_list(linkage(rows, method="average", optimal_ordering=len(rows) <= 300))
