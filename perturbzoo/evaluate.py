@@ -16,17 +16,21 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from perturbzoo import floors
 from perturbzoo.data.cell_blocks import CellFile, group_totals
+from perturbzoo.data.datamodule import TrainingPseudobulks
 from perturbzoo.data.screen import Columns
 from perturbzoo.data.split_methods import category_of
 from perturbzoo.data.two_files import CONTROL, Key, Side, common_rows, control_side, key_name, read_sides
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation import metrics, native
-from perturbzoo.evaluation.native import PREDICTION, Cells, Comparison
+from perturbzoo.evaluation.comparison import Candidate, Cells, Comparison, moments
+from perturbzoo.evaluation.interaction_recovery import Singles
+from perturbzoo.evaluation.native import PERTURBED_MEAN, PREDICTION, TRAINING_MEAN
 from perturbzoo.evaluation.pseudobulk import GroupMoments, assign_halves
 from perturbzoo.evaluation.summary import summarise
-from perturbzoo.evaluation.table import FILE_METRICS
-from perturbzoo.perturbation import parse_condition
+from perturbzoo.evaluation.table import COUNTS, FILE_METRICS
+from perturbzoo.perturbation import Condition, parse_condition
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
 
 SAMPLE_BYTES = 1 << 30
 """Memory that the sampled cells of one file may take; fewer cells are sampled where it is not enough."""
+
+CONTROLS_PER_CELL = 5
+"""How many times as many control cells as cells of a condition are kept for tests."""
 
 
 @dataclass
@@ -60,7 +67,7 @@ class Evaluation:
         """The prediction's own table: condition, category, context where there are several, metrics, flags."""
         frame = self.scores[PREDICTION]
         first = ["condition", "category", *(["context"] if frame["context"].any() else []), "n_cells", "n_cells_predicted"]
-        scored = [name for name in FILE_METRICS if name in frame]
+        scored = [name for name in (*FILE_METRICS, *COUNTS) if name in frame]
         return frame[[*first, *scored, *(name for name in frame if name.endswith("_undefined"))]]
 
 
@@ -103,7 +110,8 @@ def evaluate(
     min_cells
         Conditions with fewer observed cells are left out.
     max_cells
-        Cells of each condition that distances between cells use, drawn at random; 0 leaves these metrics out.
+        Cells of each condition that distances and tests between cells use, drawn at random; of controls, tests use up to five times
+        as many. 0 leaves these metrics out.
     pds, estimator
         See :func:`perturbzoo.evaluation.native.score`.
     seed
@@ -125,17 +133,32 @@ def evaluate(
     guessed = _totals(mine, rows, contexts, seed, max_cells, 1, halves=False)
     control_totals = guessed if control_from is mine else totals
     comparison = _compare(mine.file, rows, contexts, totals, guessed, control_totals)
+    conditions = [parse_condition(name) for name, _ in rows]
+    everything = _bulks([name for name, _ in rows] + totals.other_names, comparison, totals)
+    comparison.singles = _singles(comparison, everything)
     if sides.keys() == {"predicted", "observed"}:
-        origin = f"all {len(totals.others.count) + len(rows)} perturbations in {theirs.file.where}, those scored among them"
+        fitted = floors.cross_fitted(everything, mine.file.genes, len(rows), seed)
+        mean = PERTURBED_MEAN
+        said += [
+            f"{mean}: mean of all {len(everything.conditions)} perturbations in {theirs.file.where}, those scored among them",
+            "additive: sum of the observed singles, the perturbed mean for a single; bilinear, knn: each condition from others, in "
+            f"{floors.FOLDS} folds"
+            if fitted
+            else "additive, bilinear, knn: left out, one condition has no others",
+        ]
     else:
-        _use_training(comparison, sides["training"], contexts, rows, min_cells)
-        origin = f"the perturbations in {sides['training'].file.where}"
-    said.append(f"perturbed mean: mean of {origin}")
-    _check_predictions(comparison, rows, mine.file.where)
+        training_bulks = _use_training(comparison, sides["training"], contexts, min_cells)
+        comparison.singles = _singles(comparison, training_bulks) | comparison.singles
+        fitted = floors.fitted(training_bulks, mine.file.genes, conditions, comparison.context)
+        mean = TRAINING_MEAN
+        said.append(f"{', '.join([mean, *fitted])}: of the perturbations in {sides['training'].file.where}")
+    _check_predictions(comparison, guessed.rows, rows, mine.file.where)
     if guessed.controls.count.sum() and control_from is theirs:
         _compare_controls(guessed.controls, totals.controls, reference)
     if reference == "own":
-        comparison.predicted_control = guessed.controls
+        comparison.candidates[PREDICTION].control = guessed.controls.mean
+    comparison.candidates |= native.floors(comparison, mean)
+    comparison.candidates |= {name: Candidate(profiles, moves_controls=True) for name, profiles in fitted.items()}
     scores = native.score(comparison, pds=pds, estimator=estimator)
     for frame in scores.values():
         frame["n_cells_predicted"] = guessed.rows.count
@@ -153,6 +176,7 @@ class _Totals:
     halves: GroupMoments
     controls: GroupMoments
     others: GroupMoments
+    other_names: list[str]
     other_context: np.ndarray
     cells: Cells | None
     control_cells: Cells | None
@@ -187,21 +211,22 @@ def _totals(
     if halves:
         group[in_rows] += assign_halves(group[in_rows], seed)
     pool = np.where(in_rows, group // 2, np.where(group >= 0, group - n_rows, -1))  # rows, then contexts
-    chosen = _sample(side, pool, n_rows + n_contexts, max_cells, seed)
+    chosen = _sample(side, pool, n_rows, n_contexts, max_cells, seed)
     found = group_totals(side.file, group, 2 * n_rows + n_contexts + len(other), side.scaled.scale, chosen)
     first, last = 2 * n_rows, 2 * n_rows + n_contexts
     count, total, square = (table[0:first:2] + table[1:first:2] for table in (found.count, found.total, found.square))
     cells, control_cells, half = None, None, []
     if max_cells:
         starts = np.searchsorted(pool[chosen], np.arange(n_rows + n_contexts + 1))
-        cells = _cells(found.cells, starts[: n_rows + 1])
-        control_cells = _cells(found.cells, starts[n_rows:])
+        cells = _cells(found.cells, starts[: n_rows + 1], max_cells)
+        control_cells = _cells(found.cells, starts[n_rows:], max_cells)
         half = [group[chosen[start:stop]] % 2 for start, stop in itertools.pairwise(starts[: n_rows + 1])]
     return _Totals(
-        rows=native.moments(count, total, square),
-        halves=native.moments(found.count[:first], found.total[:first], found.square[:first]),
-        controls=native.moments(found.count[first:last], found.total[first:last], found.square[first:last]),
-        others=native.moments(found.count[last:], found.total[last:], found.square[last:]),
+        rows=moments(count, total, square),
+        halves=moments(found.count[:first], found.total[:first], found.square[:first]),
+        controls=moments(found.count[first:last], found.total[first:last], found.square[first:last]),
+        others=moments(found.count[last:], found.total[last:], found.square[last:]),
+        other_names=[name for name, _ in other],
         other_context=np.array([context_of[context] for _, context in other], dtype=np.int64),
         cells=cells,
         control_cells=control_cells,
@@ -209,10 +234,11 @@ def _totals(
     )
 
 
-def _sample(side: Side, pool: np.ndarray, n_pools: int, max_cells: int, seed: int) -> np.ndarray:
-    """Rows of up to `max_cells` cells of each pool, by pool, in random order within."""
+def _sample(side: Side, pool: np.ndarray, n_rows: int, n_contexts: int, max_cells: int, seed: int) -> np.ndarray:
+    """Rows of up to `max_cells` cells of each pool, by pool, in random order within; of controls more, as all tests share them."""
     if not max_cells:
         return np.zeros(0, dtype=np.int64)
+    n_pools = n_rows + n_contexts
     per_cell = 8 * max(1.0, side.scaled.filled * len(side.file.genes))
     affordable = max(2, int(SAMPLE_BYTES / (per_cell * max(1, n_pools))))
     if affordable < max_cells and np.bincount(pool[(pool >= 0) & (pool < n_pools)]).max(initial=0) > affordable:
@@ -221,14 +247,20 @@ def _sample(side: Side, pool: np.ndarray, n_pools: int, max_cells: int, seed: in
     order = cells[np.lexsort((np.random.default_rng(seed).random(len(cells)), pool[cells]))]
     _, start, size = np.unique(pool[order], return_index=True, return_counts=True)
     rank = np.arange(len(order)) - np.repeat(start, size)
-    return order[rank < min(max_cells, affordable)]
+    limit = min(max_cells, affordable)
+    return order[rank < np.where(np.repeat(pool[order[start]] < n_rows, size), limit, CONTROLS_PER_CELL * limit)]
 
 
-def _cells(values: sparse.csr_matrix, starts: np.ndarray) -> Cells:
+def _cells(values: sparse.csr_matrix, starts: np.ndarray, max_cells: int) -> Cells:
+    """Distances take up to `max_cells` of them, tests all."""
+
     def of(row: int) -> np.ndarray:
-        return values[starts[row] : starts[row + 1]].toarray().astype(np.float64)
+        return values[starts[row] : min(starts[row] + max_cells, starts[row + 1])].toarray().astype(np.float64)
 
-    return Cells(of, np.diff(starts))
+    def sparse_of(rows: Sequence[int]) -> sparse.csr_matrix:
+        return values[np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])]
+
+    return Cells(of, np.diff(starts), sparse_of)
 
 
 def _compare(
@@ -253,22 +285,43 @@ def _compare(
         targets=metrics.target_mask(targets, predicted.genes),
         is_combination=np.array([len(names) > 1 for names in targets]),
         observed=totals.rows,
-        predicted=guessed.rows,
-        halves=totals.halves,
         control=controls.controls,
-        predicted_control=None,
         reference=reference,
+        candidates={PREDICTION: Candidate(guessed.rows.mean, guessed.rows.variance, guessed.cells)},
+        halves=totals.halves,
         cells=totals.cells,
-        predicted_cells=guessed.cells,
         control_cells=controls.control_cells,
         half=totals.half,
     )
 
 
+def _singles(comparison: Comparison, measured: TrainingPseudobulks) -> dict[int, Singles]:
+    """Of the rows that are combinations of two, those whose singles were measured in the same context."""
+    keys = zip(measured.conditions, measured.contexts.tolist(), strict=True)
+    place = {key: row for row, key in enumerate(keys)}
+    found = {}
+    for row, (name, context) in enumerate(zip(comparison.conditions, comparison.context.tolist(), strict=True)):
+        alone = [place.get((Condition([act]), context)) for act in parse_condition(name)]
+        if len(alone) == 2 and alone[0] is not None and alone[1] is not None:
+            found[row] = Singles(measured.mean[alone[0]], measured.mean[alone[1]])
+    return found
+
+
+def _bulks(names: Sequence[str], comparison: Comparison, totals: _Totals) -> TrainingPseudobulks:
+    """Pseudobulks of the rows, then of the other conditions, as baselines are fitted on them."""
+    return TrainingPseudobulks(
+        conditions=[parse_condition(name) for name in names],
+        contexts=np.concatenate([comparison.context, totals.other_context]),
+        mean=np.concatenate([totals.rows.mean, totals.others.mean]),
+        count=np.concatenate([totals.rows.count, totals.others.count]),
+        control_mean=comparison.control.mean,
+    )
+
+
 def _use_training(
-    comparison: Comparison, training: Side, contexts: Sequence[tuple[str, ...]], rows: Sequence[Key], min_cells: int
-) -> None:
-    """Take the perturbed mean and the categories from the training screen instead."""
+    comparison: Comparison, training: Side, contexts: Sequence[tuple[str, ...]], min_cells: int
+) -> TrainingPseudobulks:
+    """Take the perturbed mean and the categories from the training screen instead, and return its pseudobulks."""
     every = sorted({context for _, context in training.keys})
     trained = [key for key in training.keys if key[0] != CONTROL and training.cells_of(key) >= min_cells]
     if not trained:
@@ -295,14 +348,21 @@ def _use_training(
         for name in comparison.conditions
         for mine in [set(parse_condition(name).targets)]
     ]
+    return TrainingPseudobulks(
+        conditions=[parse_condition(trained[row][0]) for row in np.flatnonzero(kept).tolist()],
+        contexts=place[kept],
+        mean=found.rows.mean[kept],
+        count=found.rows.count[kept],
+        control_mean=control,
+    )
 
 
 # ---------------------------------------------------------------------- what to warn of
 
 
-def _check_predictions(comparison: Comparison, rows: Sequence[Key], where: str) -> None:
+def _check_predictions(comparison: Comparison, predicted: GroupMoments, rows: Sequence[Key], where: str) -> None:
     """Refuse predictions of nothing; warn of those that metrics cannot tell apart."""
-    profile = comparison.predicted.mean
+    profile = predicted.mean
     empty = ~profile.any(axis=1)
     if empty.all():
         raise PerturbZooError(f"{where}: every predicted value is 0: nothing was predicted")
@@ -320,7 +380,7 @@ def _check_predictions(comparison: Comparison, rows: Sequence[Key], where: str) 
             _warn(
                 f"{where}: one profile is predicted for all {len(mine)} conditions: retrieval is .5 on average by construction"
             )
-    single = comparison.predicted.count < 2
+    single = predicted.count < 2
     if single.any() and comparison.cells is not None:
         _warn(f"{where}: {_listed(rows, single)}: predicted as one cell, so distances between cells are left empty")
 

@@ -101,6 +101,7 @@ def main(arguments: Sequence[str]) -> None:
     from perturbzoo.data.screen import Columns
     from perturbzoo.evaluate import evaluate
     from perturbzoo.evaluation.summary import ALL, format_table
+    from perturbzoo.evaluation.table import PRINTED
 
     columns = Columns(
         layer=options.layer,
@@ -138,7 +139,7 @@ def main(arguments: Sequence[str]) -> None:
         if name in outputs:
             _write(table, outputs[name])
             written.append(f"{'per condition' if name == 'output' else name}: {outputs[name]}")
-    shown = found.summary
+    shown = found.summary[found.summary["metric"].isin(PRINTED)]
     if shown["category"].nunique() == 2:
         shown = shown[shown["category"] == ALL]  # the one category says the same again
     print("\n".join([*found.said, "", format_table(shown), "", *written]))

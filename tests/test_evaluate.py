@@ -19,6 +19,7 @@ from perturbzoo.evaluation.native import CEILING, NO_CHANGE, PERTURBED_MEAN
 from perturbzoo.evaluation.table import FILE_METRICS
 
 OF_SAMPLES = ["e_distance", "mmd", "sinkhorn"]
+OF_TESTS = [name for name in FILE_METRICS if name.startswith(("de_", "log_p_"))]
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +101,15 @@ def test_a_perfect_prediction(observed: Any) -> None:
     for name, higher in FILE_METRICS.items():
         if name in OF_SAMPLES:
             continue  # samples of the same cells: unbiased estimates are below 0
+        if name == "off_target_precision" or name.startswith("in_range_"):
+            continue  # not all of the 50 genes need to change; a mean need not lie near the median
         best = {True: 1.0, None: 1.0, False: 0.0}[higher]
-        values = table[name].mean() if name == "variance_recovery" else table[name]
+        values = table[name].mean() if name.endswith("variance_recovery") else table[name]
+        if name.startswith("de_"):
+            values = values[table["de_n_significant_observed"] > 0]
+            assert len(values), name
+        if name.startswith(("de_", "gi_", "fold_change_gap")):
+            values = values.dropna()  # what needs ten genes, or two singles, or strong changes
         np.testing.assert_allclose(values, best, atol=1e-9, err_msg=name)
     np.testing.assert_allclose(table["sinkhorn"], 0.0, atol=1e-9)
 
@@ -138,11 +146,18 @@ def test_counts_and_their_logarithms_score_alike(predicted: Any, observed: Any) 
         logged = adata.copy()
         logged.X = _log(adata, depth).astype(np.float32)
         sides.append(logged)
-    pd.testing.assert_frame_equal(_table(evaluate(*sides)), once, rtol=1e-3, atol=1e-4)
+    # rounding makes and breaks ties between cells, which tests between cells see
+    tested = [name for name in once if name in OF_TESTS]
+    again = _table(evaluate(*sides))
+    pd.testing.assert_frame_equal(again[tested], once[tested], atol=0.1)
+    once = once.drop(columns=tested)
+    pd.testing.assert_frame_equal(again.drop(columns=tested), once, rtol=1e-3, atol=1e-4)
     # one side of each, if it is said what the logarithms were normalised to, or the file says so as our own do
-    pd.testing.assert_frame_equal(_table(evaluate(sides[0], observed, depth=depth)), once, rtol=1e-3, atol=1e-4)
+    again = _table(evaluate(sides[0], observed, depth=depth)).drop(columns=tested)
+    pd.testing.assert_frame_equal(again, once, rtol=1e-3, atol=1e-4)
     sides[0].uns["perturbzoo"] = {"depth": depth}
-    pd.testing.assert_frame_equal(_table(evaluate(sides[0], observed)), once, rtol=1e-3, atol=1e-4)
+    again = _table(evaluate(sides[0], observed)).drop(columns=tested)
+    pd.testing.assert_frame_equal(again, once, rtol=1e-3, atol=1e-4)
 
 
 def test_each_side_can_have_its_own_reference(predicted: Any, observed: Any) -> None:
@@ -249,8 +264,9 @@ def test_one_profile_for_each_condition_is_enough_for_pseudobulks(predicted: Any
     with pytest.warns(PerturbZooWarning, match="predicted as one cell, so distances between cells are left empty"):
         table = _table(evaluate(bulk, observed))
     full = _table(evaluate(predicted, observed))
-    assert table[[*OF_SAMPLES, "cell_variance_recovery"]].isna().all(axis=None)
-    rest = [name for name in FILE_METRICS if name not in (*OF_SAMPLES, "cell_variance_recovery")]
+    empty = [*OF_SAMPLES, *OF_TESTS, "cell_variance_recovery"]
+    assert table[empty].isna().all(axis=None)
+    rest = [name for name in FILE_METRICS if name not in empty]
     pd.testing.assert_frame_equal(table[rest], full[rest], rtol=1e-4, atol=1e-5)
 
 

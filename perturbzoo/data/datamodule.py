@@ -159,6 +159,7 @@ class PerturbSeqDataModule(LightningDataModule):
         self._given_spec: DataSpec | None = None
         self._adata: AnnData | None = None
         self._bulks: TrainingPseudobulks | None = None
+        self._control_variance: np.ndarray | None = None
         self._ready = False
 
     @classmethod
@@ -174,7 +175,7 @@ class PerturbSeqDataModule(LightningDataModule):
         Pairs that the model's split does not name are test pairs.
         """
         self._given_spec = spec
-        self._bulks = None
+        self._bulks = self._control_variance = None
         self._ready = False
 
     # ------------------------------------------------------------------ setting up
@@ -335,6 +336,13 @@ class PerturbSeqDataModule(LightningDataModule):
             control_mean=self.control_mean,
         )
         return self._bulks
+
+    @property
+    def control_variance(self) -> np.ndarray:
+        """Shape ``(contexts, G)``, float64: unbiased variance over each context's control cells; one pass over them, once."""
+        if self._control_variance is None:
+            self._control_variance = self.moments(self.index.controls_by_context)[1]
+        return self._control_variance
 
     def moments(self, groups: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and unbiased variance of the expression of each group of cells, ``(groups, G)`` float64 each.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from perturbzoo.evaluation.metrics import Array, welch_t
+from perturbzoo.evaluation.metrics import CONSTANT, Array, welch_t
+from perturbzoo.evaluation.pseudobulk import GroupMoments
 
 
 def specificity_weights(mean: Array, variance: Array, n: NDArray[np.integer]) -> Array:
@@ -32,6 +33,18 @@ def specificity_weights(mean: Array, variance: Array, n: NDArray[np.integer]) ->
     """
     if len(mean) < 2:
         return np.full_like(mean, np.nan)
+    others = rest(mean, variance, n)
+    t = np.abs(welch_t(mean, variance, n, others.mean, others.variance, others.count))
+    # A gene without any variance that differs all the same has an infinite t: as clear as the clearest of the others.
+    finite = np.where(np.isfinite(t), t, 0.0).max(axis=1, keepdims=True)
+    t = np.where(np.isfinite(t), t, np.where(finite > 0, finite, 1.0))
+    low, high = t.min(axis=1, keepdims=True), t.max(axis=1, keepdims=True)
+    flat = high == low
+    return np.where(flat, 1.0, (t - low) / np.where(flat, 1.0, high - low)) ** 2
+
+
+def rest(mean: Array, variance: Array, n: NDArray[np.integer]) -> GroupMoments:
+    """Moments of the cells of all other conditions, for each of P >= 2 conditions; parameters as above."""
     count = n[:, None].astype(np.float64)
     total = count * mean
     square = np.nan_to_num(variance) * (count - 1) + count * mean**2
@@ -39,13 +52,7 @@ def specificity_weights(mean: Array, variance: Array, n: NDArray[np.integer]) ->
     other_mean = (total.sum(axis=0) - total) / others
     other_square = square.sum(axis=0) - square
     other_variance = np.maximum(other_square - others * other_mean**2, 0.0) / np.maximum(others - 1, 1)
-    t = np.abs(welch_t(mean, variance, n, other_mean, other_variance, others[:, 0].astype(np.int64)))
-    # A gene without any variance that differs all the same has an infinite t: as clear as the clearest of the others.
-    finite = np.where(np.isfinite(t), t, 0.0).max(axis=1, keepdims=True)
-    t = np.where(np.isfinite(t), t, np.where(finite > 0, finite, 1.0))
-    low, high = t.min(axis=1, keepdims=True), t.max(axis=1, keepdims=True)
-    flat = high == low
-    return np.where(flat, 1.0, (t - low) / np.where(flat, 1.0, high - low)) ** 2
+    return GroupMoments(count=others[:, 0].astype(np.int64), mean=other_mean, variance=other_variance)
 
 
 def weighted_mse(predicted: Array, observed: Array, weights: Array) -> Array:
@@ -99,6 +106,42 @@ def variance_recovery(predicted: Array, observed: Array) -> Array:
         if spread > 0:
             score[usable] = ((predicted[usable] - predicted[usable].mean(axis=0)) ** 2).sum(axis=1) / spread
     return score
+
+
+def gene_variance_recovery(predicted: Array, observed: Array, error: Array) -> tuple[Array, Array]:
+    """How much of each gene's variance across conditions a prediction keeps, and each condition's part in it.
+
+    Of gene g: ``var_p(predicted_pg) / var_p(observed_pg)``, over the genes that vary at least twice as much as the noise of their
+    cells explains. :func:`variance_recovery` is dominated by the few genes that vary most; here every gene counts the same.
+
+    Parameters
+    ----------
+    predicted, observed
+        Shape ``(P, G)``: pseudobulks. What is observed carries noise, so a noise-free truth scores below 1.
+    error
+        Shape ``(P, G)``: squared standard error of the observed pseudobulks (variance over cells by their number); NaN, where there
+        was one cell, counts as 0.
+
+    Returns
+    -------
+    genes
+        Shape ``(G,)``: the ratio, NaN in genes that do not vary.
+    conditions
+        Shape ``(P,)``: mean over these genes of ``(predicted_pg - mean_q predicted_qg)² / var_q(observed_qg)``; its mean over
+        conditions is the mean of the ratios over genes. 1 is right, 0 one profile for all. NaN for a row with NaN, and where no gene
+        varies.
+    """
+    genes, conditions = np.full(predicted.shape[1], np.nan), np.full(len(predicted), np.nan)
+    usable = np.isfinite(predicted).all(axis=1) & np.isfinite(observed).all(axis=1)
+    if usable.sum() < 2:
+        return genes, conditions
+    spread = observed[usable].var(axis=0)
+    varying = (spread > 2 * np.nan_to_num(error[usable]).mean(axis=0)) & (spread > CONSTANT**2)
+    if varying.any():
+        kept = predicted[np.ix_(usable, varying)]
+        share = (kept - kept.mean(axis=0)) ** 2 / spread[varying]
+        genes[varying], conditions[usable] = share.mean(axis=0), share.mean(axis=1)
+    return genes, conditions
 
 
 def cell_variance_recovery(predicted_variance: Array, observed_variance: Array) -> Array:

@@ -59,7 +59,7 @@ def dominance(c1: ArrayLike, c2: ArrayLike) -> Array:
     return np.where(first * second < 0, np.nan, ratio)
 
 
-def theil_sen(first: Array, second: Array, combination: Array, *, seed: int = 1000) -> Array:
+def theil_sen(first: Array, second: Array, combination: Array, *, seed: int = 1000, n_pairs: int = _MAX_PAIRS) -> Array:
     """Fit ``combination ~ c1 first + c2 second`` over genes without an intercept, robustly.
 
     Every pair of genes, or 100,000 random pairs where there are more, is solved for the coefficients; the answer is the
@@ -77,6 +77,8 @@ def theil_sen(first: Array, second: Array, combination: Array, *, seed: int = 10
         Shape ``(G,)``: delta, log1p-normalised. At least two genes change in a single.
     seed
         Of the draw of pairs, where not all are used (G > 447).
+    n_pairs
+        How many pairs are used at most; fewer are faster and noisier.
 
     Returns
     -------
@@ -84,7 +86,7 @@ def theil_sen(first: Array, second: Array, combination: Array, *, seed: int = 10
     """
     changed = (first != 0) | (second != 0)
     a, b, y = first[changed], second[changed], combination[changed]
-    i, j = _gene_pairs(len(a), seed)
+    i, j = _gene_pairs(len(a), seed, n_pairs)
     determinant = a[i] * b[j] - a[j] * b[i]
     square = a[i] ** 2 + a[j] ** 2 + b[i] ** 2 + b[j] ** 2
     # The determinant over the sum of squares is the ratio of the singular values wherever that is small.
@@ -95,12 +97,12 @@ def theil_sen(first: Array, second: Array, combination: Array, *, seed: int = 10
     return _spatial_median(solved.T)
 
 
-def _gene_pairs(n_genes: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _gene_pairs(n_genes: int, seed: int, n_pairs: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The two genes of every pair, or of random pairs."""
-    if n_genes * (n_genes - 1) // 2 <= _MAX_PAIRS:
+    if n_genes * (n_genes - 1) // 2 <= n_pairs:
         return np.triu_indices(n_genes, 1)
     random = np.random.default_rng(seed)
-    first, other = random.integers(n_genes, size=_MAX_PAIRS), random.integers(n_genes - 1, size=_MAX_PAIRS)
+    first, other = random.integers(n_genes, size=n_pairs), random.integers(n_genes - 1, size=n_pairs)
     return first, other + (other >= first)  # any gene but the first
 
 
@@ -193,7 +195,7 @@ def _distances(rows: Array, table: Array) -> Array:
 
 
 def interaction_scores(
-    single_a: ArrayLike, single_b: ArrayLike, combination: ArrayLike, *, seed: int = 1000
+    single_a: ArrayLike, single_b: ArrayLike, combination: ArrayLike, *, seed: int = 1000, n_pairs: int = _MAX_PAIRS
 ) -> dict[str, float]:
     """Score one combination of two perturbations against the two alone.
 
@@ -203,8 +205,8 @@ def interaction_scores(
     ----------
     single_a, single_b, combination
         Shape ``(G,)``: delta (pseudobulk minus control), log1p-normalised, observed or predicted; G at least 3.
-    seed
-        Of the random pairs of genes in the fit (:func:`theil_sen`); GEARS' is 1000.
+    seed, n_pairs
+        Of the random pairs of genes in the fit (:func:`theil_sen`), and their number; GEARS' are 1000 and 100,000.
 
     Returns
     -------
@@ -229,7 +231,7 @@ def interaction_scores(
         )
     if not (np.isfinite(first).all() and np.isfinite(second).all() and np.isfinite(both).all()):
         raise PerturbZooError("a delta is NaN or infinite: expected one finite number for every gene")
-    c1, c2 = (np.nan, np.nan) if _dependent(first, second) else theil_sen(first, second, both, seed=seed)
+    c1, c2 = (np.nan, np.nan) if _dependent(first, second) else theil_sen(first, second, both, seed=seed, n_pairs=n_pairs)
     tables = [np.column_stack([first, second]), first[:, None], second[:, None], both[:, None]]
     dcor, dcor_singles, dcor_first, dcor_second = _distance_correlations(tables, [(0, 3), (1, 2), (1, 3), (2, 3)])
     larger = max(dcor_first, dcor_second)

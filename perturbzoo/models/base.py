@@ -25,7 +25,6 @@ from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.data.spec import DataSpec
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation.calibration import conformal_scale
-from perturbzoo.evaluation.metrics import mse, pearson_delta
 from perturbzoo.evaluation.pseudobulk import Pseudobulks, PseudobulkSums
 
 if TYPE_CHECKING:
@@ -290,21 +289,18 @@ class PerturbationModel(LightningModule):
         self._add(self._val_sums, batch)
 
     def on_validation_epoch_end(self) -> None:
-        from perturbzoo.models.testing import perturbed_reference
+        from perturbzoo.models.testing import validation_scores
 
         assert self._val_sums is not None
         bulks = self._val_sums.compute()
         if self.trainer.state.fn == "fit":
             bulks = self.calibrate(bulks)
-        reference = perturbed_reference(self.data)[bulks.context]
-        scores = {
-            SELECTION_METRIC: pearson_delta(bulks.predicted, bulks.observed, bulks.control),
-            "val/pearson_delta_perturbed_reference": pearson_delta(bulks.predicted, bulks.observed, reference),
-            "val/mse": mse(bulks.predicted, bulks.observed),
-        }
+        scores = validation_scores(self.data, bulks)
         # the sums were already reduced over ranks: every rank logs the same numbers, which their mean leaves as they are
-        values = {name: torch.tensor(value.mean(), dtype=torch.float32) for name, value in scores.items()}
-        self.log_dict(values, batch_size=len(bulks), prog_bar=True, sync_dist=True)
+        for name, value in scores.items():
+            shown = name in ("pearson_delta", "pearson_delta_perturbed_reference", "mse")
+            mean = torch.tensor(value, dtype=torch.float32)
+            self.log(f"val/{name}", mean, batch_size=len(bulks), prog_bar=shown, sync_dist=True)
         self._val_sums = None
 
     def _new_sums(self) -> PseudobulkSums:

@@ -1,9 +1,9 @@
-"""What ``test`` prints: the model beside every baseline and the split-half ceiling, on the same cells."""
+"""What ``test`` prints: the model beside every baseline and the ceilings, on the same cells; and the metrics of validation."""
 
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,22 +14,24 @@ from perturbzoo.data.batch import encode_conditions
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.data.graph import Graph
 from perturbzoo.errors import PerturbZooWarning
-from perturbzoo.evaluation.calibration import calibration_curve, coverage, error_rank_correlation
-from perturbzoo.evaluation.metrics import perturbed_mean, target_mask
-from perturbzoo.evaluation.pseudobulk import GroupMoments, Pseudobulks, assign_halves, de_sets, split_half
-from perturbzoo.evaluation.summary import format_table, summarise
-from perturbzoo.evaluation.table import at_full_size, score_conditions
+from perturbzoo.evaluation import native
+from perturbzoo.evaluation.comparison import Candidate, Comparison, by_context
+from perturbzoo.evaluation.metrics import RESOLUTION, mse, mse_at, pearson_delta, perturbed_mean, target_mask
+from perturbzoo.evaluation.native import CEILING as CEILING
+from perturbzoo.evaluation.pseudobulk import GroupMoments, Pseudobulks, assign_halves, de_sets
+from perturbzoo.evaluation.retrieval import discrimination_score
+from perturbzoo.evaluation.summary import summarise
 from perturbzoo.models import BASELINES, find_model
+from perturbzoo.models.run_folder import write_run_folder
 
 if TYPE_CHECKING:
     from perturbzoo.models.base import PerturbationModel
 
-CEILING = "split-half ceiling"
 ON_EMBEDDINGS = ("Bilinear", "Ridge", "KNN")  # the baselines that take an embedding
 
 
 def report_test(model: PerturbationModel, bulks: Pseudobulks, data: PerturbSeqDataModule) -> pd.DataFrame:
-    """Score the model, all baselines and the ceiling; print the table and write it below ``default_root_dir/test``.
+    """Score the model, all baselines and the ceilings; print the table and write it below ``default_root_dir/test``.
 
     Parameters
     ----------
@@ -44,31 +46,75 @@ def report_test(model: PerturbationModel, bulks: Pseudobulks, data: PerturbSeqDa
     -------
     The summary: one row per model, split category and metric.
     """
-    name = type(model).__name__
-    predictions = {name: bulks, **baseline_predictions(data, bulks, model), CEILING: ceiling(data, bulks)}
-    described = pd.DataFrame(data.describe_pairs(bulks.pair))
-    targets = target_mask([data.conditions[pair].targets for pair in bulks.pair], data_genes(data))
-    genes = de_sets(bulks, control_moments(data), targets)
-    reference = perturbed_reference(data)[bulks.context]
-    scores = {
-        label: score_conditions(
-            predicted,
-            conditions=described["condition"].tolist(),
-            contexts=described["context"].tolist(),
-            categories=described["category"].tolist(),
-            reference=reference,
-            de=genes,
-        )
-        for label, predicted in predictions.items()
+    own = Candidate(bulks.predicted, moves_controls=model.changes_cells_alike)
+    baselines = {
+        label: Candidate(found.predicted, moves_controls=True)
+        for label, found in baseline_predictions(data, bulks, model).items()
     }
-    # the halves are half the size of what every other row is compared with
-    scores[CEILING] = at_full_size(scores[CEILING])
+    scores = score_predictions(data, bulks, {type(model).__name__: own, **baselines})
     summary = summarise(scores)
     if model.trainer.is_global_zero:
-        _publish(model, scores, summary)
-        if bulks.predicted_variance is not None:
-            _publish_uncertainty(model, bulks, described)
+        changes = {label: floor.mean - bulks.control for label, floor in baselines.items()}
+        write_run_folder(model, data, bulks, changes, scores, summary)
+        _log(model, summary)
     return summary
+
+
+def score_predictions(
+    data: PerturbSeqDataModule, bulks: Pseudobulks, predictions: Mapping[str, Candidate]
+) -> dict[str, pd.DataFrame]:
+    """Score predictions of a data module's pairs, and the ceilings, by the native protocol.
+
+    Parameters
+    ----------
+    data
+        Where the cells are.
+    bulks
+        What was observed of P pairs.
+    predictions
+        What is predicted of them, by name.
+
+    Returns
+    -------
+    As :func:`perturbzoo.evaluation.native.score`; without the metrics of cells, since models are asked for pseudobulks here.
+    """
+    described = pd.DataFrame(data.describe_pairs(bulks.pair))
+    targets = [data.conditions[pair].targets for pair in bulks.pair]
+    comparison = Comparison(
+        conditions=described["condition"].tolist(),
+        contexts=described["context"].tolist(),
+        categories=described["category"].tolist(),
+        context=bulks.context,
+        targets=target_mask(targets, data_genes(data)),
+        is_combination=np.array([len(names) > 1 for names in targets]),
+        observed=GroupMoments(bulks.count, bulks.observed, bulks.observed_variance),
+        control=control_moments(data),
+        reference=perturbed_reference(data),
+        candidates=dict(predictions),
+        halves=_halves(data, bulks),
+    )
+    return native.score(comparison)
+
+
+def validation_scores(data: PerturbSeqDataModule, bulks: Pseudobulks) -> dict[str, float]:
+    """Means over the validation pairs of the main metrics: all cost less than a batch. Where pairs have no others, no retrieval.
+
+    The DE genes are those of the validation cells, for this score alone.
+    """
+    reference = perturbed_reference(data)[bulks.context]
+    targets = target_mask([data.conditions[pair].targets for pair in bulks.pair], data_genes(data))
+    genes = de_sets(bulks, control_moments(data), targets).genes
+    changes = bulks.predicted - bulks.control, bulks.observed - bulks.control
+    scores = {
+        "pearson_delta": pearson_delta(bulks.predicted, bulks.observed, bulks.control),
+        "pearson_delta_perturbed_reference": pearson_delta(bulks.predicted, bulks.observed, reference),
+        "mse": mse(bulks.predicted, bulks.observed),
+        "mse_top20_de": mse_at(bulks.predicted, bulks.observed, genes),
+    }
+    ranks = by_context(bulks.context, lambda p, o, skip: discrimination_score(p, o, "cosine", skip), *changes, targets)
+    if np.isfinite(ranks).any():
+        scores["pds_cosine"] = ranks[np.isfinite(ranks)]
+    return {name: float(value.mean()) for name, value in scores.items()}
 
 
 def perturbed_reference(data: PerturbSeqDataModule) -> np.ndarray:
@@ -82,41 +128,13 @@ def perturbed_reference(data: PerturbSeqDataModule) -> np.ndarray:
     return perturbed_mean(training.mean, training.contexts, data.control_mean)
 
 
-def _publish(model: PerturbationModel, scores: dict[str, pd.DataFrame], summary: pd.DataFrame) -> None:
-    """Print, write and log the table."""
-    name, trainer = type(model).__name__, model.trainer
-    folder = Path(trainer.default_root_dir) / "test"
-    folder.mkdir(parents=True, exist_ok=True)
-    per_condition = pd.concat([table.assign(model=label) for label, table in scores.items()])
-    for frame, file in ((per_condition, "conditions.csv"), (summary, "summary.csv")):
-        temporary = folder / f"{file}.part"
-        frame.to_csv(temporary, index=False)
-        temporary.replace(folder / file)
-    print(format_table(summary))
-    print(f"\nper condition: {folder / 'conditions.csv'}\nsummary: {folder / 'summary.csv'}")
-    own = summary[summary["model"] == name]
+def _log(model: PerturbationModel, summary: pd.DataFrame) -> None:
+    """Hand the model's own numbers to the loggers."""
+    own = summary[summary["model"] == type(model).__name__].dropna(subset="mean")
     rows = own[["category", "metric", "mean"]].to_numpy().tolist()
     values = {f"test/{category}/{metric}": float(mean) for category, metric, mean in rows}
-    for logger in trainer.loggers:
-        logger.log_metrics(values, step=trainer.global_step)
-
-
-def _publish_uncertainty(model: PerturbationModel, bulks: Pseudobulks, described: pd.DataFrame) -> None:
-    """Print and write how far the model's intervals can be trusted."""
-    assert bulks.predicted_variance is not None
-    covered = described.assign(
-        coverage_90=coverage(bulks),
-        predicted_rmse=np.sqrt(bulks.predicted_variance.mean(axis=1)),
-        rmse=np.sqrt(np.square(bulks.predicted - bulks.observed).mean(axis=1)),
-    )
-    by_category = ", ".join(f"{name} {share:.0%}" for name, share in covered.groupby("category")["coverage_90"].mean().items())
-    folder = Path(model.trainer.default_root_dir) / "test"
-    covered.to_csv(folder / "uncertainty.csv", index=False)
-    calibration_curve(bulks).to_csv(folder / "calibration.csv", index=False)
-    print(
-        f"90 % intervals cover {covered['coverage_90'].mean():.0%} of the expressed genes' pseudobulks ({by_category}); "
-        f"predicted and true error of the conditions: Spearman {error_rank_correlation(bulks):.2f}"
-    )
+    for logger in model.trainer.loggers:
+        logger.log_metrics(values, step=model.trainer.global_step)
 
 
 def data_genes(data: PerturbSeqDataModule) -> tuple[str, ...]:
@@ -197,19 +215,19 @@ def shared_embedding(model: PerturbationModel) -> tuple[str, dict[str, Any]] | N
 
 def control_moments(data: PerturbSeqDataModule) -> GroupMoments:
     """Moments of the control cells of each context."""
-    return _moments(data, data.index.controls_by_context)
+    count = np.array([len(rows) for rows in data.index.controls_by_context])
+    return _moments(count, data.control_mean, data.control_variance)
 
 
-def ceiling(data: PerturbSeqDataModule, bulks: Pseudobulks) -> Pseudobulks:
-    """One random half of each pair's cells as the prediction of the other."""
+def _halves(data: PerturbSeqDataModule, bulks: Pseudobulks) -> GroupMoments:
+    """Moments of two random halves of each pair's cells: row ``2 * pair + half``."""
     cells = [data.index.cells_by_pair[pair] for pair in bulks.pair]
     halves = assign_halves(np.repeat(np.arange(len(cells)), [len(rows) for rows in cells]), seed=0)
     ends = np.cumsum([len(rows) for rows in cells])
     groups = [rows[chosen == half] for rows, chosen in zip(cells, np.split(halves, ends[:-1]), strict=True) for half in (0, 1)]
-    local = Pseudobulks(**{**vars(bulks), "pair": np.arange(len(cells))})
-    return split_half(local, _moments(data, groups))
+    return _moments(np.array([len(group) for group in groups]), *data.moments(groups))
 
 
-def _moments(data: PerturbSeqDataModule, groups: list[np.ndarray]) -> GroupMoments:
-    mean, variance = data.moments(groups)
-    return GroupMoments(count=np.array([len(group) for group in groups]), mean=mean, variance=variance)
+def _moments(count: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> GroupMoments:
+    """As sums over batches give them: what is left of a constant gene's variance is rounding."""
+    return GroupMoments(count, mean, np.where(variance <= RESOLUTION * mean**2, 0.0, variance))

@@ -98,17 +98,16 @@ def test_pairs_that_do_not_determine_both_coefficients_give_the_least_norm() -> 
     np.testing.assert_allclose(theil_sen(a, b, both), [0, 1], atol=2e-3)  # where two of three solutions lie
 
 
-def test_random_pairs_estimate_what_all_pairs_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_pairs_estimate_what_all_pairs_give() -> None:
     a, b, both = _noisy(300)
     exact = theil_sen(a, b, both)
-    monkeypatch.setattr(interaction, "_MAX_PAIRS", 20_000)
-    drawn = np.array([theil_sen(a, b, both, seed=seed) for seed in range(10)])
-    np.testing.assert_array_equal(drawn[3], theil_sen(a, b, both, seed=3))
+    drawn = np.array([theil_sen(a, b, both, seed=seed, n_pairs=20_000) for seed in range(10)])
+    np.testing.assert_array_equal(drawn[3], theil_sen(a, b, both, seed=3, n_pairs=20_000))
     assert len(np.unique(drawn[:, 0])) == 10
     error = drawn.std(axis=0, ddof=1)
     assert (error < 0.03).all()
     assert (np.abs(drawn.mean(axis=0) - exact) < 4 * error / np.sqrt(10) + 1e-3).all()
-    first, second = interaction._gene_pairs(300, 1)
+    first, second = interaction._gene_pairs(300, 1, 20_000)
     assert (first != second).all()
     # every gene as often: 20,000 draws of 300 are 66.7 each, standard deviation 8.2
     for genes in (first, second):

@@ -49,7 +49,7 @@ def test_a_file_of_test_conditions_alone(
         assert own[0].loc[condition, "pearson_delta"] == pytest.approx(own[1].loc[condition, "pearson_delta"], abs=1e-6)
     # without training cells there are no baselines, and that is said
     assert "TrainingMean" in set(tables[0]["model"])
-    assert set(tables[1]["model"]) == {"Additive", "split-half ceiling"}
+    assert set(tables[1]["model"]) == {"Additive", "split-half ceiling", "technical duplicate", "interpolated duplicate"}
     assert "baselines are left out" in capsys.readouterr().out
 
 
