@@ -98,6 +98,12 @@ def _report(arguments: Sequence[str]) -> None:
     report(arguments)
 
 
+def _benchmark(arguments: Sequence[str]) -> None:
+    from perturbzoo.benchmark_command import main as benchmark
+
+    benchmark(arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "fit": (_train("fit"), "train a model: --config DATA.yaml --config MODEL.yaml"),
     "validate": (_train("validate"), "score a checkpoint on the validation conditions: --ckpt_path"),
@@ -105,6 +111,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "predict": (_predict, "predict conditions nobody measured: --ckpt_path --controls --conditions --output"),
     "evaluate": (_evaluate, "score any tool's predictions: --predicted --observed --output"),
     "report": (_report, "write one HTML page about a tested run or a benchmark: RUN_DIR --output"),
+    "benchmark": (_benchmark, "compare models x seeds x splits of an experiment: --config EXPERIMENT.yaml"),
     "data": (_data, "say what is in an h5ad file"),
     "simulate": (_simulate, "simulate a Perturb-seq screen with known truth"),
     "network": (_network, "infer a gene regulatory network from a screen: --data --method --output"),

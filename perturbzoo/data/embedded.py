@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from perturbzoo.errors import PerturbZooError
@@ -23,14 +22,13 @@ def embedded_file(name: str) -> Path:
     """
     if name not in FILES:
         raise PerturbZooError(f"embedded:{name}: there is no such file; the embedded data set has {' and '.join(FILES)}")
-    import pooch
-
     from perturbzoo import __version__
     from perturbzoo.data.h5ad_writer import new_h5ad
+    from perturbzoo.data.public import cache_folder
     from perturbzoo.simulate import random_network, simulate_screen, write_go_table
 
     # version and simulator are part of the name: another one makes another screen
-    folder = Path(os.environ.get("PERTURBZOO_CACHE") or pooch.os_cache("perturbzoo")) / f"embedded-{__version__}-network"
+    folder = cache_folder() / f"embedded-{__version__}-network"
     if all((folder / file).exists() for file in FILES):
         return folder / name
     folder.mkdir(parents=True, exist_ok=True)

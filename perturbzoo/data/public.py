@@ -127,8 +127,54 @@ DATASETS: dict[str, PublicDataset] = {
             "file (66 GB unpacked): a subset must be taken before it fits in memory. " + _MD5_NOTE,
             citation=_REPLOGLE + "; scPerturb: Peidli et al. 2024, doi:10.1038/s41592-023-02144-y",
         ),
+        PublicDataset(
+            name="vcc2025",
+            address="https://storage.googleapis.com/arc-institute-virtual-cell-atlas/virtual-cell-challenge/2025/train/"
+            "adata_Training.h5ad",
+            member=None,
+            checksum=None,
+            verified=False,
+            note="Training set of the Virtual Cell Challenge 2025: H1 embryonic stem cells, CRISPRi of 150 targets, raw counts, "
+            "221,273 cells x 18,080 genes, 15 GB; obs 'target_gene' ('non-targeting'), 'guide_id', 'batch'. Address as in "
+            "public projects that download it, not tried from here. No published md5 was found.",
+            citation="Roohani et al. 2025, doi:10.1016/j.cell.2025.06.008",
+        ),
+        PublicDataset(
+            name="open_problems",
+            address="https://ftp.ncbi.nlm.nih.gov/geo/series/GSE279nnn/GSE279945/suppl/GSE279945_sc_counts_processed.h5ad",
+            member=None,
+            checksum=None,
+            verified=False,
+            note="Open Problems single-cell perturbations (OP3): blood cells of three donors under 146 compounds, raw counts; obs "
+            "'sm_name' ('Dimethyl Sulfoxide' is the control), 'cell_type', 'donor_id', 'dose_uM'. Address as in Open Problems' own "
+            "loader, not tried from here. No published md5 was found.",
+            citation="Szalata et al. 2024, NeurIPS Datasets and Benchmarks; GSE279945",
+        ),
+        PublicDataset(
+            name="kang",
+            address="https://figshare.com/ndownloader/files/34464122",
+            member=None,
+            checksum=None,
+            verified=False,
+            note="Blood cells of eight lupus patients with and without interferon beta, raw counts; obs 'label' ('ctrl', 'stim'), "
+            "'cell_type', 'replicate'. The file of pertpy's kang_2018. Address not tried from here; figshare may ask scripts for a "
+            "browser. No published md5 was found.",
+            citation="Kang et al. 2018, doi:10.1038/nbt.4042",
+        ),
     )
 }
+
+
+def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of downloaded and simulated files: `cache`, else ``PERTURBZOO_CACHE``, else the system's cache folder."""
+    import pooch
+
+    return expand_path(cache or os.environ.get("PERTURBZOO_CACHE") or pooch.os_cache("perturbzoo"))
+
+
+def is_cached(name: str) -> bool:
+    """Whether a public data set has been downloaded, so that :func:`fetch` needs no network for it."""
+    return (cache_folder() / f"{name}.h5ad").is_file()
 
 
 def fetch(
@@ -169,7 +215,7 @@ def fetch(
                 f"no public data set '{dataset}'{near_matches(dataset, DATASETS)}; there are {', '.join(sorted(DATASETS))}"
             )
         dataset = DATASETS[dataset]
-    folder = expand_path(cache or os.environ.get("PERTURBZOO_CACHE") or pooch.os_cache("perturbzoo"))
+    folder = cache_folder(cache)
     final = folder / f"{dataset.name}.h5ad"
     if final.exists():
         _require_hdf5(final, dataset)

@@ -144,6 +144,7 @@ def unseen_context(
     held_out: str | Sequence[str],
     val_held_out: str | Sequence[str] = (),
     val_fraction: float = 0.1,
+    seen_fraction: float = 0.0,
 ) -> Assignment:
     """Test every pair of the held-out contexts; their controls still train.
 
@@ -156,6 +157,8 @@ def unseen_context(
         Labels of contexts, or levels of one covariate: ``"A549"`` holds out ``"A549|rep_1"`` and ``"A549|rep_2"``.
     val_fraction
         Not used where `val_held_out` is given.
+    seen_fraction
+        Share of the conditions, drawn at random, that train in the held-out contexts too, as in Open Problems' challenge of 2023.
 
     Raises
     ------
@@ -165,11 +168,14 @@ def unseen_context(
     test, val = _matching(data, held_out, "held_out"), _matching(data, val_held_out, "val_held_out")
     if both := sorted(test & val):
         raise PerturbZooError(f"split: {shortened(both)} cannot be in held_out and val_held_out at once")
-    tested = [pair for pair in data.pairs if pair[1] in test]
-    rest = [pair for pair in data.pairs if pair[1] not in test]
+    # a generator of its own: the draw of val is the same without it
+    order = _shuffled(np.random.RandomState([seed, 1]), data.conditions)
+    seen = set(order[: _count(order, fraction_of("seen_fraction", seen_fraction))])
+    tested = [pair for pair in data.pairs if pair[1] in test and pair[0] not in seen]
+    rest = [pair for pair in data.pairs if pair[1] not in test or pair[0] in seen]
     if val:
-        validated = [pair for pair in rest if pair[1] in val]
-        rest = [pair for pair in rest if pair[1] not in val]
+        validated = [pair for pair in rest if pair[1] in val and pair[0] not in seen]
+        rest = [pair for pair in rest if pair not in set(validated)]
     else:
         rest, validated = _hold_out(np.random.RandomState(seed), rest, val_fraction)
     return _assign(rest, validated, tested)

@@ -101,7 +101,12 @@ def test_every_model_configuration_is_valid(
 
 
 @pytest.mark.parametrize(
-    "name", sorted(f"{path.parent.name}/{path.name}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "model")
+    "name",
+    sorted(
+        f"{path.parent.name}/{path.name}"
+        for path in CONFIGS.glob("*/*.yaml")
+        if path.parent.name in ("data", "logger", "trainer")
+    ),
 )
 def test_every_other_configuration_is_valid(
     screen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

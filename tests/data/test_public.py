@@ -274,6 +274,9 @@ def test_the_table_claims_nothing_it_does_not_know():
         "replogle_k562_essential",
         "replogle_k562_gwps",
         "replogle_rpe1",
+        "vcc2025",
+        "open_problems",
+        "kang",
     } == set(DATASETS)
     for name, dataset in DATASETS.items():
         assert dataset.name == name

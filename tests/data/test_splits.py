@@ -186,6 +186,20 @@ def test_unseen_context_tests_every_pair_of_it():
     assert split.part_of("control", "RPE1|1") == "train"
 
 
+def test_some_conditions_can_be_seen_in_the_held_out_contexts():
+    conditions, contexts = ("A", "B", "C", "D", "E", "F", "G", "H", "I", "J"), ("x", "y", "z")
+    wanted = {"held_out": "z", "val_held_out": "y", "seen_fraction": 0.3}
+    split = make_split(pairs_of(conditions, contexts), "unseen_context", 3, **wanted)
+    parts = {context: {name: split.part_of(name, context) for name in conditions} for context in contexts}
+    seen = {name for name in conditions if parts["z"][name] == "train"}
+    assert len(seen) == 3
+    assert seen == {name for name in conditions if parts["y"][name] == "train"}, "val is the same task as test"
+    assert set(parts["x"].values()) == {"train"}
+    assert {parts["z"][name] for name in set(conditions) - seen} == {"test"}
+    assert {parts["y"][name] for name in set(conditions) - seen} == {"val"}
+    assert {r.category for r in split.records if r.part == "test"} == {"unseen_pair"}
+
+
 def test_unseen_context_draws_val_from_the_other_contexts():
     conditions, contexts = SINGLES[:10], ("resting", "stimulated")
     split = make_split(pairs_of(conditions, contexts), "unseen_context", 2, held_out="stimulated", val_fraction=0.2)
@@ -272,7 +286,7 @@ def test_round_trip(tmp_path):
     split = make_split(pairs_of(SINGLES + DOUBLES, ("a", "b|c")), "unseen_context", 9, held_out=("a",))
     split.save(tmp_path / "split.json")
     assert Split.load(tmp_path / "split.json") == split
-    assert split.arguments == {"held_out": ["a"], "val_held_out": [], "val_fraction": 0.1}
+    assert split.arguments == {"held_out": ["a"], "val_held_out": [], "val_fraction": 0.1, "seen_fraction": 0.0}
     assert os.listdir(tmp_path) == ["split.json"]
 
 

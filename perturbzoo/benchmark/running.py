@@ -1,0 +1,255 @@
+"""Which cells of a grid are still to run, and running them: in processes of this machine, or on a cluster through Ray.
+
+A cell that fails costs itself alone. Knows no scores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from perturbzoo.benchmark.cell import CELL, CONFIG, DONE, LOG
+from perturbzoo.benchmark.experiment import Cell
+from perturbzoo.errors import PerturbZooError
+
+LOCAL = "local"
+"""The address of ``--ray`` that starts a cluster on this machine."""
+
+# what the libraries under a run read their number of threads from
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended.
+
+    Attributes
+    ----------
+    cell
+        The cell.
+    reason
+        Empty where it is finished; else why it is not, in one line.
+    seconds
+        How long it took, waiting for a worker left out.
+    """
+
+    cell: Cell
+    reason: str
+    seconds: float
+
+
+def state_of(cell: Cell, output: Path) -> str:
+    """``finished``, ``changed`` (finished with another configuration), ``unfinished`` (killed or failed) or ``new``."""
+    folder = output / cell.folder
+    try:
+        done = json.loads((folder / DONE).read_text())
+    except FileNotFoundError:
+        return "unfinished" if folder.exists() else "new"
+    except (OSError, ValueError):
+        return "unfinished"
+    return "finished" if isinstance(done, dict) and done.get("digest") == cell.digest() else "changed"
+
+
+def plan(cells: Sequence[Cell], output: Path) -> tuple[list[Cell], str]:
+    """The cells that are to run, and a line that says what is reused and what is run."""
+    states = [state_of(cell, output) for cell in cells]
+    count = Counter(states)
+    to_run = [cell for cell, state in zip(cells, states, strict=True) if state != "finished"]
+    why = {
+        "new": "{} new",
+        "unfinished": "{} not finished before",
+        "changed": "{} with another configuration than before",
+    }
+    reasons = ", ".join(text.format(count[state]) for state, text in why.items() if count[state])
+    line = f"{len(cells)} cells: {count['finished']} finished before and reused, {len(to_run)} to run"
+    return to_run, f"{line} ({reasons})" if reasons else line
+
+
+def threads_for(workers: int) -> int:
+    """Threads of each of so many workers, so that together they have no more than this machine's cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)
+
+
+def run_cells(
+    cells: Sequence[Cell], output: Path, *, workers: int = 1, threads: int | None = None, ray: str | None = None
+) -> Iterator[Outcome]:
+    """Run cells, and yield each when it has ended.
+
+    Parameters
+    ----------
+    cells
+        Those of :func:`plan`. What an earlier run left in their folders is deleted.
+    output
+        Folder of the benchmark. On a cluster it must be one that all machines share.
+    workers
+        How many run at a time; on a cluster of several machines Ray decides.
+    threads
+        Of each; None: :func:`threads_for` the workers.
+    ray
+        None: processes of this machine. :data:`LOCAL`: through Ray on this machine. Else the address of a cluster.
+
+    Raises
+    ------
+    PerturbZooError
+        The folder cannot be written, Ray is not installed, or there is no cluster at the address.
+    """
+    threads = threads or threads_for(workers)
+    try:
+        for cell in cells:
+            _prepare(cell, output)
+    except OSError as error:
+        raise PerturbZooError(f"{output}: cannot be written: {error.strerror or error}") from error
+    if ray is None:
+        yield from _in_processes(cells, output, workers, threads)
+    elif cells:
+        yield from _on_ray(cells, output, workers, threads, ray)
+
+
+def _prepare(cell: Cell, output: Path) -> None:
+    """Leave in a cell's folder what its process reads, and nothing else."""
+    from perturbzoo import __version__
+
+    folder = output / cell.folder
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / CONFIG).write_text(yaml.safe_dump(cell.config, sort_keys=False))
+    place = {"model": cell.model, "split": cell.split, "seed": cell.seed, "version": __version__, "digest": cell.digest()}
+    (folder / CELL).write_text(json.dumps(place, indent=1) + "\n")
+
+
+# ---------------------------------------------------------------------- on this machine
+
+
+def _start(folder: Path, threads: int) -> subprocess.Popen[bytes]:
+    """Start the process of a cell; all it says goes to its log."""
+    environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads))}
+    with (folder / LOG).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "perturbzoo.benchmark.cell", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+
+
+def _in_processes(cells: Sequence[Cell], output: Path, workers: int, threads: int) -> Iterator[Outcome]:
+    waiting = list(cells)
+    running: dict[subprocess.Popen[bytes], tuple[Cell, float]] = {}
+    with _stopped_by_termination():
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    cell = waiting.pop(0)
+                    running[_start(output / cell.folder, threads)] = (cell, time.monotonic())
+                for process in [process for process in running if process.poll() is not None]:
+                    cell, started = running.pop(process)
+                    yield Outcome(cell, _why(process.returncode, output / cell.folder), time.monotonic() - started)
+                time.sleep(0.05)
+        finally:
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.wait()
+
+
+@contextmanager
+def _stopped_by_termination() -> Iterator[None]:
+    """Make SIGTERM stop as Ctrl-C does, so that the processes of cells do not outlive this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _why(status: int, folder: Path) -> str:
+    """Why a cell's process ended, from its status and the last line it said; empty if all is well."""
+    if status == 0:
+        return "" if (folder / DONE).is_file() else "ended without a result"
+    if status < 0:
+        killed = " (killed, perhaps for want of memory)" if status == -signal.SIGKILL else ""
+        return f"ended by signal {-status}{killed}"
+    try:
+        lines = (folder / LOG).read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return said.removeprefix("error: ") or f"ended with status {status}"
+
+
+# ---------------------------------------------------------------------- through Ray
+
+
+def run_here(folder: str, threads: int) -> tuple[str, float]:
+    """Run the cell of a folder in a process of its own, on the machine where Ray calls this; why it failed, and seconds."""
+    started = time.monotonic()
+    process = _start(Path(folder), threads)
+    try:
+        status = process.wait()
+    finally:
+        process.kill()
+    return _why(status, Path(folder)), time.monotonic() - started
+
+
+def _on_ray(cells: Sequence[Cell], output: Path, workers: int, threads: int, address: str) -> Iterator[Outcome]:
+    ray = _import_ray()
+    try:
+        if address == LOCAL:
+            ray.init(
+                num_cpus=workers * threads,
+                include_dashboard=False,
+                configure_logging=False,
+                log_to_driver=False,
+                address="local",
+            )
+        else:
+            ray.init(address=address, configure_logging=False, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise PerturbZooError(f"--ray {address}: no cluster answers there: {' '.join(str(error).split())}") from error
+    try:
+        pending: dict[Any, Cell] = {}
+        for cell in cells:
+            gpus = 1 if (cell.config.get("trainer") or {}).get("accelerator") in ("gpu", "cuda") else 0
+            # a machine that is lost is news about the cluster, not about the model: once more, elsewhere
+            remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=1)(run_here)
+            pending[remote.remote(str((output / cell.folder).resolve()), threads)] = cell
+        while pending:
+            (ended,), _ = ray.wait(list(pending), num_returns=1)
+            cell = pending.pop(ended)
+            try:
+                reason, seconds = ray.get(ended)
+            except ray.exceptions.RayError as error:
+                reason, seconds = " ".join(str(error).split()) or type(error).__name__, float("nan")
+            yield Outcome(cell, reason, seconds)
+    finally:
+        ray.shutdown()
+
+
+def _import_ray() -> Any:
+    # read when the package is imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise PerturbZooError("--ray needs Ray, which is not installed: pip install 'perturbzoo[cluster]'") from error
+    return ray
