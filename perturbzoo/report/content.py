@@ -12,7 +12,7 @@ import pandas as pd
 from perturbzoo import __version__
 from perturbzoo.errors import PerturbZooError
 from perturbzoo.evaluation.summary import ALL
-from perturbzoo.evaluation.table import FILE_METRICS
+from perturbzoo.evaluation.table import FILE_METRICS, PRINTED
 from perturbzoo.perturbation import parse_condition
 from perturbzoo.report import wording
 from perturbzoo.report.deltas import (
@@ -65,6 +65,8 @@ def collect(results: Results) -> dict[str, Any]:
     if not metrics:
         raise PerturbZooError(f"{results.folder}: the summary has a value in no metric that perturbzoo defines")
     main = next((name for name in (results.metric, *MAIN_METRICS) if name in metrics), metrics[0])
+    # the same for every model, whatever it is good at: what the commands print
+    shown = [main, *(name for name in PRINTED if name in metrics and name != main)]
     names = [name for name in results.kinds if name in set(summary["model"])]
     deltas = read_deltas(results, main)
     return {
@@ -77,8 +79,11 @@ def collect(results: Results) -> dict[str, Any]:
         "rows": [{"name": name, "kind": results.kinds[name]} for name in names],
         "categories": list(dict.fromkeys([ALL, *summary["category"]])),
         "scores": _scores(summary, names, metrics),
-        "ranks": _ranks(summary, [name for name in names if results.kinds[name] in (MODEL, FLOOR)]),
-        "verdict": _verdict(results, main, metrics),
+        "shown": shown,
+        "ranks": _ranks(
+            summary[summary["metric"].isin(shown)], [name for name in names if results.kinds[name] in (MODEL, FLOOR)]
+        ),
+        "verdict": _verdict(results, main, shown),
         "deltas": None if deltas is None else _deltas(deltas, results),
         "heat": None if deltas is None else _heat_map(deltas),
         "uncertainty": _uncertainty(results),
@@ -114,28 +119,28 @@ def _ranks(summary: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
     return {name: {str(row): _number(value) for row, value in ranks[name].items()} for name in ranks}
 
 
-def _verdict(results: Results, main: str, metrics: Sequence[str]) -> dict[str, Any]:
+def _verdict(results: Results, main: str, shown: Sequence[str]) -> dict[str, Any]:
     """The first sentence, and the comparison of every model with the floors by every metric."""
-    floors = {name: results.scores[name] for name in results.of_kind(FLOOR) if name in results.scores}
-    models = [name for name in results.of_kind(MODEL) if name in results.scores]
-    tables = {name: compare_with_floors(results.scores[name], floors) for name in models}
+    scores = {name: _only(table, shown) for name, table in results.scores.items()}
+    floors = {name: scores[name] for name in results.of_kind(FLOOR) if name in scores}
+    models = [name for name in results.of_kind(MODEL) if name in scores]
+    tables = {name: compare_with_floors(scores[name], floors) for name in models}
     label = wording.label_of(main)
-    shown = {
+    rows = {
         name: [
             {key: _number(value) if isinstance(value, float) else value for key, value in row.items()}
             for row in table.to_dict("records")
-            if row["metric"] in metrics
         ]
         for name, table in tables.items()
     }
     of_main = {name: _row_of(table, main) for name, table in tables.items()}
     if len(models) == 1:
-        scores = results.summary.query("metric == @main")[["mean", "low", "high"]].to_numpy(dtype=float)
-        answer, sentence = verdict_sentence(models[0], of_main[models[0]], label, digits_for(scores))
-        sentence += " " + _across(tables[models[0]][tables[models[0]]["metric"].isin(list(metrics))], models[0])
+        means = results.summary.loc[results.summary["metric"] == main, ["mean", "low", "high"]].to_numpy(dtype=float)
+        answer, sentence = verdict_sentence(models[0], of_main[models[0]], label, digits_for(means))
+        sentence += " " + _across(tables[models[0]])
     else:
         answer, sentence = _many(of_main, label, _first_by(results, main, models))
-    return {"answer": answer, "sentence": sentence, "models": shown, "n_floors": len(floors)}
+    return {"answer": answer, "sentence": sentence, "models": rows, "n_floors": len(floors)}
 
 
 def _row_of(table: pd.DataFrame, metric: str) -> dict[str, Any]:
@@ -143,8 +148,13 @@ def _row_of(table: pd.DataFrame, metric: str) -> dict[str, Any]:
     return rows[0] if rows else {"metric": metric, "state": UNKNOWN, "rival": "", "n": 0}
 
 
-def _across(table: pd.DataFrame, model: str) -> str:
-    """How a model does against the floors by all metrics."""
+def _only(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """A table of scores with these metrics alone."""
+    return table[["condition", "context", "category", *(name for name in metrics if name in table)]]
+
+
+def _across(table: pd.DataFrame) -> str:
+    """How a model does against the floors by all metrics that are shown."""
     count = table["state"].value_counts()
     n = len(table) - int(count.get(UNKNOWN, 0))
     if n == 0:

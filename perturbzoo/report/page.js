@@ -90,7 +90,7 @@
         }))));
     }
     if (models.length > 1) {
-      const names = page.metrics.filter((metric) => page.verdict.models[models[0]].some((row) => row.metric === metric.name));
+      const names = page.shown.map((name) => metrics[name]).filter((metric) => metric.better !== "near 1");
       place.append(make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Models against floors" },
         make("table", { class: "wide", id: "matrix" },
           make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "model"), names.map((metric) =>
@@ -168,7 +168,7 @@
     const place = section("leaderboard");
     const board = make("div", { id: "board" });
     const definition = make("p", { class: "note", id: "definition" });
-    const whole = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "All metrics" });
+    const whole = make("div", { class: "scroll tall", tabindex: "0", role: "region", "aria-label": "All metrics" });
     const panels = make("div", { class: "panels", id: "panels" });
     const under = make("p", { class: "note" });
     function show() {
@@ -188,20 +188,21 @@
           n ? scoreTable(metric, rows, true, `${metric.label}, ${words(name)}`) : note("No conditions."));
       }));
       whole.replaceChildren(make("table", { class: "wide", id: "whole" },
-        make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "row"), page.metrics.map((entry) =>
-          make("th", { scope: "col", class: "number", title: entry.definition }, titled(entry))))),
-        make("tbody", {}, page.rows.map((row) => make("tr", { class: row.kind }, make("th", { scope: "row" }, row.name, make("span", { class: "kind" }, ` ${row.kind}`)),
-          page.metrics.map((entry) => {
+        make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "metric"), page.rows.map((row) =>
+          make("th", { scope: "col", class: "number" }, row.name, make("span", { class: "kind" }, ` ${row.kind}`))))),
+        make("tbody", {}, page.metrics.map((entry) => make("tr", {}, make("th", { scope: "row", title: entry.definition }, titled(entry)),
+          page.rows.map((row) => {
             const cell = (page.scores[entry.name][category] || {})[row.name] || [0, null, null, null];
             return make("td", { class: "number" }, number(cell[1], entry.digits), make("span", { class: "interval" }, interval(cell[2], cell[3], entry.digits)));
           }))))));
     }
     place.append(
       make("div", { class: "controls" },
-        select("Metric", page.metrics.map((metric) => [metric.name, titled(metric)]), metricName, (value) => { metricName = value; show(); }, "metric"),
+        select("Metric", [...page.shown.map((name) => metrics[name]), ...page.metrics.filter((metric) => !page.shown.includes(metric.name))].map((metric) =>
+          [metric.name, titled(metric), page.metrics.length > page.shown.length ? (page.shown.includes(metric.name) ? "main" : "others") : null]), metricName, (value) => { metricName = value; show(); }, "metric"),
         page.categories.length > 1 ? select("Conditions", page.categories.map((name) => [name, words(name)]), category, (value) => { category = value; show(); }, "category") : null),
       definition, board,
-      make("details", {}, make("summary", {}, "All metrics in one table"), make("div", {}, whole)));
+      make("details", {}, make("summary", {}, `All ${page.metrics.length} metrics in one table`), make("div", {}, whole)));
     section("categories").append(under, panels);
     if (page.categories.length < 2) section("categories").append(note("All conditions are of one category."));
     show();
@@ -220,7 +221,7 @@
 
   function drawRanks() {
     const place = section("ranks");
-    const names = page.metrics.map((metric) => metric.name).filter((name) => page.ranks[name]);
+    const names = page.shown.filter((name) => page.ranks[name]);
     const rows = contenders.filter((row) => names.some((name) => page.ranks[name][row.name]));
     place.append(note("1 is best, by the mean over all conditions; ceilings do not compete. Ranks say nothing of how large a difference is: the intervals above do."));
     const side = 150, step = Math.max(78, Math.min(130, 800 / Math.max(names.length - 1, 1))), line = 24, top = 74;

@@ -173,7 +173,7 @@ def _read_benchmark(folder: Path) -> Results:
         runs=_first_runs(folder / "runs", table, [name for name, kind in kinds.items() if kind == MODEL]),
         about=about,
         several_splits=table["split"].nunique() > 1,
-        undone=[str(entry) for entry in about.get("failed", [])],
+        undone=[_place(entry) for entry in about.get("failed", [])],
     )
 
 
@@ -184,8 +184,17 @@ def _mean_over_seeds(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     labels = ["model", "condition", "context", "category"]
     numbers = table.drop(columns=["split", "seed"]).set_index(labels)
     numbers = numbers.apply(lambda column: pd.to_numeric(column.replace({"True": 1, "False": 0}), errors="coerce"))
-    means = numbers.groupby(level=labels, sort=False).mean().reset_index()
+    groups = numbers.groupby(level=labels, sort=False)
+    # as in the leaderboard: a condition that one seed has no value for has none
+    means = groups.mean().where(groups.count().eq(groups.size(), axis=0)).reset_index()
     return {str(name): rows.reset_index(drop=True) for name, rows in means.groupby("model", sort=False)}
+
+
+def _place(entry: Any) -> str:
+    """Which part of the grid failed, and why."""
+    if not isinstance(entry, dict):
+        return str(entry)
+    return f"{entry.get('model')}, split {entry.get('split')}, seed {entry.get('seed')}: {entry.get('reason', 'failed')}"
 
 
 def _first_runs(folder: Path, table: pd.DataFrame, models: list[str]) -> list[Run]:

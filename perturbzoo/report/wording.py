@@ -34,6 +34,8 @@ DEFINITIONS = {
     "pds_cosine": "Share of the other conditions that are further from the prediction, by the cosine of changes, than the true one: .5 is chance.",
     "pds_l1": "The same by Manhattan distance.",
     "pds_l2": "The same by Euclidean distance.",
+    "de_overlap": "Share of the observed differentially expressed genes that are among as many predicted ones.",
+    "de_lfc_spearman": "Rank correlation of log fold changes over the observed differentially expressed genes.",
     "centroid_accuracy": "Share of the other conditions whose mean is further from the prediction than the true one's: .5 is chance.",
     "weighted_mse": "Mean squared error, genes weighted by how specific they are for the condition.",
     "weighted_r2_delta": "Weighted R2 of the change from the perturbed mean, the same weights.",
