@@ -160,7 +160,7 @@ def _across(table: pd.DataFrame) -> str:
     if n == 0:
         return ""
     behind = table[table["state"] == BEHIND]
-    text = f"Of {n} metrics it is ahead of every floor on {count.get(AHEAD, 0)}, level on {count.get(LEVEL, 0)}, behind on {len(behind)}"
+    text = f"Of {n} metrics it is ahead of every floor on {count.get(AHEAD, 0)}, level on {count.get(LEVEL, 0)}, behind on {len(behind) or 'none'}"
     if len(behind):
         listed = [f"{wording.label_of(row.metric)}: {row.rival}" for row in behind.head(3).itertuples()]
         text += f" ({'; '.join(listed)}{'; ...' if len(behind) > 3 else ''})"
@@ -309,7 +309,7 @@ def _about(results: Results) -> dict[str, Any]:
     """What the data are: pairs of a name and a text, and the warning about a stand-in, if it is one."""
     about = results.about
     named = BENCHMARK_ENTRIES if results.benchmark else RUN_ENTRIES
-    entries = [(label, _text(about[key])) for key, label in named.items() if about.get(key) not in (None, "", [], {})]
+    entries = [(label, _text(about[key])) for key, label in named.items() if about.get(key) not in (None, "", [], [""], {})]
     if results.undone:
         entries.append(("failed", ", ".join(results.undone)))
     entries += [("perturbzoo", str(about["version"]))] if "version" in about else []

@@ -75,18 +75,19 @@
     const detail = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Differences to the floors" });
     function show(model) {
       detail.replaceChildren(make("table", { class: "wide", id: "differences" },
-        make("thead", {}, make("tr", {}, ...["metric", model, "hardest floor", "its mean", "paired advantage", "n", ""].map((text, at) =>
-          make("th", { scope: "col", class: [1, 3, 4, 5].includes(at) ? "number" : null }, text)))),
+        make("thead", {}, make("tr", {}, ...["metric", "", "paired advantage", model, "hardest floor", "its mean", "n"].map((text, at) =>
+          make("th", { scope: "col", class: [2, 3, 5, 6].includes(at) ? "number" : null }, text)))),
         make("tbody", {}, page.verdict.models[model].map((row) => {
           const metric = metrics[row.metric];
           const all = page.scores[row.metric].all || {};
           const mean = (name) => number(all[name] ? all[name][1] : null, metric.digits);
           return make("tr", { class: row.metric === page.main ? "chosen" : null, "data-metric": row.metric },
             make("th", { scope: "row", title: metric.definition }, titled(metric)),
-            make("td", { class: "number" }, mean(model)), make("td", {}, row.rival || "\u2013"), make("td", { class: "number" }, mean(row.rival)),
+            make("td", { class: `state ${row.state}` }, STATES[row.state]),
             make("td", { class: "number" }, number(row.advantage, metric.digits), " ",
               make("span", { class: "n" }, interval(row.low, row.high, metric.digits))),
-            make("td", { class: "number n" }, String(row.n)), make("td", { class: `state ${row.state}` }, STATES[row.state]));
+            make("td", { class: "number" }, mean(model)), make("td", {}, row.rival || "\u2013"), make("td", { class: "number" }, mean(row.rival)),
+            make("td", { class: "number n" }, String(row.n)));
         }))));
     }
     if (models.length > 1) {
@@ -131,20 +132,20 @@
     const axis = scale(rows.flatMap((row) => found[row.name].slice(1)), bars || true);
     const ceilings = rows.filter((row) => row.kind === "ceiling");
     const x = (value) => `${axis.at(value).toFixed(2)}%`;
-    const vertical = (value, name) => draw("line", { class: name, x1: x(value), x2: x(value), y1: "-40%", y2: "140%" });
+    const vertical = (value, name) => draw("line", { class: name, x1: x(value), x2: x(value), y1: "0", y2: "100%" });
     const shown = bars ? rows.filter((row) => row.kind !== "ceiling") : rows;
     const body = shown.map((row, position) => {
       const [n, mean, low, high] = found[row.name];
       const plot = draw("svg", { role: "img", "aria-label": `${row.name}: ${number(mean, metric.digits)}` }, vertical(0, "axis"));
-      ceilings.filter((other) => bars || other !== row).slice(0, 1).forEach((other) => plot.append(vertical(found[other.name][1], "guide")));
+      ceilings.slice(0, bars || row.kind !== "ceiling" ? 1 : 0).forEach((other) => plot.append(vertical(found[other.name][1], "guide")));
       if (bars) {
         const start = Math.min(axis.at(0), axis.at(mean)), size = Math.abs(axis.at(mean) - axis.at(0));
-        plot.append(draw("rect", { class: `bar-${row.kind}`, x: `${start}%`, width: `${Math.max(size, 0.4)}%`, y: "18%", height: "64%" }));
+        plot.append(draw("rect", { class: `bar-${row.kind}`, x: `${start}%`, width: `${Math.max(size, 0.4)}%`, y: "50%", height: 14, transform: "translate(0 -7)" }));
       }
       if (low !== null) plot.append(draw("line", { class: bars ? "over" : `whisker whisker-${row.kind}`, x1: x(low), x2: x(high), y1: "50%", y2: "50%" }));
       if (!bars) {
         plot.append(row.kind === "ceiling"
-          ? draw("rect", { class: "mark-ceiling", x: x(mean), y: "20%", width: 2.5, height: "60%" })
+          ? draw("rect", { class: "mark-ceiling", x: x(mean), y: "50%", width: 3, height: 12, transform: "translate(-1.5 -6)" })
           : draw("circle", { class: `mark-${row.kind}`, cx: x(mean), cy: "50%", r: 4.2 }));
       }
       const last = row.kind === "ceiling" && shown[position + 1] && shown[position + 1].kind !== "ceiling";
@@ -158,7 +159,7 @@
     const feet = draw("svg", { "aria-hidden": "true" }, ticks(axis.low, axis.high, bars ? 2 : 4).map((tick) =>
       draw("text", { class: "quiet small", x: x(tick.value), y: "70%", "text-anchor": "middle" }, tick.text)));
     return make("table", { class: "scores", "aria-label": label },
-      bars ? null : make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "row"), make("th", { scope: "col", class: "plot" }, titled(metric)),
+      bars ? null : make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "prediction"), make("th", { scope: "col", class: "plot" }, make("span", {}, titled(metric))),
         make("th", { scope: "col", class: "value" }, "mean, 95 % interval"), make("th", { scope: "col", class: "n" }, "n"))),
       make("tbody", {}, body), make("tfoot", { "aria-hidden": "true" }, make("tr", {}, make("th"), make("td", { class: "plot" }, feet), make("td", { class: "value" }),
         bars ? null : make("td", { class: "n" }))));
@@ -224,12 +225,12 @@
     const names = page.shown.filter((name) => page.ranks[name]);
     const rows = contenders.filter((row) => names.some((name) => page.ranks[name][row.name]));
     place.append(note("1 is best, by the mean over all conditions; ceilings do not compete. Ranks say nothing of how large a difference is: the intervals above do."));
-    const side = 150, step = Math.max(78, Math.min(130, 800 / Math.max(names.length - 1, 1))), line = 24, top = 74;
+    const side = 172, step = Math.max(66, Math.min(130, 725 / Math.max(names.length - 1, 1))), line = 24, top = 74;
     const width = 2 * side + step * Math.max(names.length - 1, 0), height = top + line * rows.length + 14;
     const x = (at) => side + step * at, y = (rank) => top + line * (rank - 0.5);
     const chart = draw("svg", { class: "bump", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Ranks of models and floors in each metric; the table below has the same numbers" });
     names.forEach((name, at) => {
-      const lines = wrapped(metrics[name].label, 13);
+      const lines = wrapped(metrics[name].label, step < 80 ? 11 : 13);
       lines[lines.length - 1] += ` ${ARROWS[metrics[name].better]}`;
       chart.append(draw("line", { class: "rule", x1: x(at), x2: x(at), y1: top - 6, y2: height - 8 }),
         draw("text", { class: `small ${name === page.main ? "" : "quiet"}`, "text-anchor": "middle" }, lines.map((text, row) =>
@@ -261,7 +262,7 @@
     place.append(make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Ranks" }, chart),
       make("details", {}, make("summary", {}, "The ranks as a table"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Ranks as a table" },
         make("table", { class: "wide", id: "rank-table" },
-          make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "row"), names.map((name) => make("th", { scope: "col", class: "number" }, titled(metrics[name]))))),
+          make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "prediction"), names.map((name) => make("th", { scope: "col", class: "number" }, titled(metrics[name]))))),
           make("tbody", {}, rows.map((row) => make("tr", { class: row.kind }, make("th", { scope: "row" }, row.name), names.map((name) => {
             const rank = page.ranks[name][row.name];
             return make("td", { class: "number" }, rank ? number(rank, Number.isInteger(rank) ? 0 : 1) : "\u2013");
@@ -284,11 +285,11 @@
       const points = item.genes.map((gene, row) => ({ gene: deltas.genes[gene], observed: item.observed[row] / 1e4,
         predicted: predicted[row] === null ? null : predicted[row] / 1e4 })).filter((point) => point.predicted !== null);
       const largest = [...points].sort((a, b) => Math.abs(b.observed) - Math.abs(a.observed));
-      figure.replaceChildren(points.length ? scatter(points, new Set(item.targets), new Set(largest.slice(0, 20).map((point) => point.gene)))
+      figure.replaceChildren(points.length ? scatter(points, new Set(item.targets), new Set(largest.slice(0, 20).map((point) => point.gene)), figure.clientWidth)
         : note("This row has no prediction for this condition."));
       const scores = item.scores[source];
       facts.replaceChildren(
-        make("h3", {}, "Scores of this condition, over all genes"),
+        make("h3", {}, "Scores of this condition"),
         make("dl", { class: "facts" }, deltas.metrics.flatMap((metric, row) => [make("dt", {}, metric.label),
           make("dd", { "data-metric": metric.name }, number(scores ? scores[row] : null, 4))])),
         make("h3", {}, "Largest observed changes"),
@@ -310,8 +311,8 @@
     show();
   }
 
-  function scatter(points, targets, top) {
-    const size = 480, left = 52, right = 12, above = 10, below = 46;
+  function scatter(points, targets, top, width) {
+    const size = Math.min(480, Math.max(300, width || 480)), left = 52, right = 12, above = 10, below = 46;
     const limit = 1.06 * Math.max(1e-6, ...points.flatMap((point) => [Math.abs(point.observed), Math.abs(point.predicted)]));
     const x = (value) => left + (size - left - right) * (value + limit) / (2 * limit);
     const y = (value) => size - below - (size - above - below) * (value + limit) / (2 * limit);
@@ -342,7 +343,7 @@
       const box = { x: flip ? mark.px - 10 - width : mark.px + 10, y: mark.py - 7, width };
       if (boxes.length >= 7 || boxes.some((other) => Math.abs(other.y - box.y) < 14 && box.x < other.x + other.width && other.x < box.x + box.width)) continue;
       boxes.push(box);
-      chart.append(draw("text", { x: flip ? mark.px - 10 : mark.px + 10, y: mark.py + 4, "text-anchor": flip ? "end" : "start" }, text));
+      chart.append(draw("text", { class: "name", x: flip ? mark.px - 10 : mark.px + 10, y: mark.py + 4, "text-anchor": flip ? "end" : "start" }, text));
     }
     let on = null;
     chart.addEventListener("pointermove", (event) => {
@@ -372,7 +373,7 @@
       place.append(note("There is no test/deltas.h5ad in this folder, or nothing changes in it."));
       return;
     }
-    const cell = 11.5, side = 132, gap = 14, top = 92, columns = heat.genes.length, rows = heat.conditions.length;
+    const cell = 11.2, side = 152, gap = 14, top = 92, columns = heat.genes.length, rows = heat.conditions.length;
     const width = side + 2 * columns * cell + gap + 4, height = top + rows * 15 + 24;
     const board = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Heat map" });
     let source = 0;
@@ -398,8 +399,8 @@
       chart.addEventListener("pointerleave", hideTip);
       const swatch = (name, alpha) => make("span", { class: "key", style: `background: color-mix(in srgb, var(${name}) ${alpha}%, var(--paper))` });
       board.replaceChildren(chart);
-      legend.replaceChildren(`\u2212${number(limit / 1e4, 2)}`, make("span", {}, ...[100, 66, 33].map((a) => swatch("--fall", a)), swatch("--rise", 0), ...[33, 66, 100].map((a) => swatch("--rise", a))),
-        `+${number(limit / 1e4, 2)}`, "change, log1p-normalised; one scale for both sides, stronger predictions are cut");
+      legend.replaceChildren(make("span", {}, `\u2212${number(limit / 1e4, 2)}`), make("span", {}, ...[100, 66, 33].map((a) => swatch("--fall", a)), swatch("--rise", 0), ...[33, 66, 100].map((a) => swatch("--rise", a))),
+        make("span", {}, `+${number(limit / 1e4, 2)}`), make("span", {}, "change, log1p-normalised; one scale for both sides, stronger predictions are cut"));
     }
     const legend = make("div", { class: "legend" });
     place.append(note(heat.note), make("div", { class: "controls" },
@@ -409,7 +410,7 @@
 
   // ---- calibration ----
   function frame(label, sideLabel, low, high, body) {
-    const size = 360, left = 56, below = 48, room = 10;
+    const size = 340, left = 56, below = 48, room = 10;
     const x = (value) => left + (size - left - room) * (value - low) / (high - low);
     const y = (value) => size - below - (size - below - room) * (value - low) / (high - low);
     const chart = draw("svg", { viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": `${sideLabel} against ${label}` });
@@ -467,7 +468,7 @@
     const place = section("data");
     if (page.description) place.append(make("p", { class: "note" }, page.description));
     if (about.missing) place.append(note(about.missing));
-    place.append(make("dl", { class: "facts" }, about.entries.flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)])));
+    place.append(make("dl", { class: "facts" }, about.entries.flatMap(([name, text]) => [make("dt", {}, name), make("dd", { class: text.includes("\n") ? "lines" : null }, text)])));
     section("words").append(make("dl", { class: "facts" },
       Object.entries(page.glossary).flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]),
       page.metrics.filter((metric) => metric.definition).flatMap((metric) => [make("dt", {}, titled(metric)), make("dd", {}, metric.definition)])));

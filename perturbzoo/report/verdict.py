@@ -85,7 +85,7 @@ def verdict_sentence(model: str, row: Mapping[str, object], label: str, digits: 
     if state == UNKNOWN:
         return "Unknown.", f"There are too few conditions, or no floors, to compare {model} with on {label}."
     advantage, low, high = (float(row[name]) for name in ("advantage", "low", "high"))  # type: ignore[arg-type]
-    pairs = f"{n} conditions, paired"
+    pairs = f"{n} conditions, paired, 95 % interval"
     if state == AHEAD:
         many = f"all {row['floors']} floors" if int(row["floors"]) > 1 else "the floor"  # type: ignore[call-overload]
         size = written(advantage, low, high, digits)
@@ -103,6 +103,7 @@ def written(value: float, low: float, high: float, digits: int = 3) -> str:
 
 
 def digits_for(values: np.ndarray) -> int:
-    """Decimals that show three figures of the largest of these numbers."""
+    """Decimals to write these numbers with: three from 0.1 on, fewer of numbers above 10, three figures of small ones."""
     largest = float(np.nanmax(np.abs(values), initial=0.0))
-    return 3 if largest == 0 else int(np.clip(2 - np.floor(np.log10(largest)), 0, 8))
+    power = np.floor(np.log10(largest)) if largest > 0 else 0
+    return int(np.clip(2 - power if power < -1 else 3 - power if power > 0 else 3, 0, 8))

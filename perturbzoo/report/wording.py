@@ -23,17 +23,17 @@ LABELS = {
 DEFINITIONS = {
     "pearson_delta": "Correlation, over all genes, of the predicted with the observed change from the control mean. Whatever all "
     "perturbations share counts as success.",
-    "pearson_delta_perturbed_reference": "The same, with changes taken from the mean of the training perturbations: what all of them "
-    "share is worth nothing.",
+    "pearson_delta_perturbed_reference": "Correlation, over all genes, of the predicted with the observed change from the mean of the "
+    "training perturbations: what all of them share is worth nothing.",
     "direction_top20_de": "Share of a condition's 20 most differentially expressed genes whose predicted change has the right sign.",
     "mse_top20_de": "Mean squared error over a condition's 20 most differentially expressed genes.",
-    "mse_top20_de_no_target": "The same without the perturbed genes themselves.",
+    "mse_top20_de_no_target": "Mean squared error over these 20 genes without the perturbed genes themselves.",
     "mse": "Mean squared error of the predicted mean expression, over all genes. Most genes do not change, so predicting no change does well.",
     "mae": "Mean absolute error of the predicted mean expression, over all genes.",
     "rmse": "Root of the mean squared error, over all genes.",
     "pds_cosine": "Share of the other conditions that are further from the prediction, by the cosine of changes, than the true one: .5 is chance.",
-    "pds_l1": "The same by Manhattan distance.",
-    "pds_l2": "The same by Euclidean distance.",
+    "pds_l1": "Share of the other conditions that are further from the prediction, by Manhattan distance, than the true one: .5 is chance.",
+    "pds_l2": "Share of the other conditions that are further from the prediction, by Euclidean distance, than the true one: .5 is chance.",
     "de_overlap": "Share of the observed differentially expressed genes that are among as many predicted ones.",
     "de_lfc_spearman": "Rank correlation of log fold changes over the observed differentially expressed genes.",
     "centroid_accuracy": "Share of the other conditions whose mean is further from the prediction than the true one's: .5 is chance.",
