@@ -82,7 +82,8 @@ def read_deltas(results: Results, metric: str) -> Deltas | None:
         values = np.full((len(rows), len(first.genes)), np.nan)
         values[found] = other.read("layers/predicted", places[found].to_numpy(dtype=int))
         predicted[run.model] = values
-    for name in first.floors:
+    order = list(results.kinds)  # HDF5 keeps layers by name, the tables have the simplest floors first
+    for name in sorted(first.floors, key=lambda name: order.index(name) if name in order else len(order)):
         predicted[name] = first.read(f"layers/{FLOOR_LAYER}{name}", rows)
     return Deltas(
         conditions=shown,
