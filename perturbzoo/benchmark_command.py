@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
         "it (default: auto)",
     )
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, which share the cores (default: 1)")
-    parser.add_argument("--threads", type=int, help="threads of each run (default: the cores divided by --workers)")
+    parser.add_argument(
+        "--threads", type=int, help="threads of each run (default: the cores divided by --workers; 1 on a cluster)"
+    )
     parser.add_argument(
         "--ray", metavar="ADDRESS", help="run through Ray: the address of a cluster, or 'local' for one made here"
     )
@@ -80,7 +82,11 @@ def main(arguments: Sequence[str]) -> None:
     output = Path(options.output or Path("benchmarks", experiment.name))
     if output.exists() and not output.is_dir():
         raise PerturbZooError(f"--output {output} is a file: name a folder")
-    failed = run(chosen, output, options.workers, options.threads, options.ray)
+    try:
+        failed = run(chosen, output, options.workers, options.threads, options.ray)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on with what is not finished in {output}", file=sys.stderr)
+        sys.exit(130)
     board = summarise(experiment, output, failed, chosen.cells)
     if board is not None:
         from perturbzoo.benchmark.words import printed
@@ -104,7 +110,7 @@ def run(experiment: Experiment, output: Path, workers: int, threads: int | None,
     print(line, flush=True)
     if cells:
         where = f"through Ray ({ray})" if ray else f"{workers} at a time"
-        print(f"{where}, threads of each: {threads or threads_for(workers)}", flush=True)
+        print(f"{where}, threads of each: {threads or (threads_for(workers) if ray in (None, 'local') else 1)}", flush=True)
     failed = []
     for number, outcome in enumerate(run_cells(cells, output, workers=workers, threads=threads, ray=ray), start=1):
         ended = f"failed: {outcome.reason}" if outcome.reason else f"{outcome.seconds:.0f} s"
@@ -118,10 +124,13 @@ def summarise(experiment: Experiment, output: Path, failed: Sequence[Outcome], a
     """Write the tables of what is finished, asked for now or before, and return the leaderboard; None where nothing is."""
     from perturbzoo import __version__
     from perturbzoo.benchmark.leaderboard import collect, leaderboard
-    from perturbzoo.benchmark.running import state_of
+    from perturbzoo.benchmark.running import last_line, state_of
 
-    finished: list[Cell] = [cell for cell in experiment.cells if state_of(cell, output) == "finished"]
-    places = {(cell.model, cell.seed, cell.split) for cell in (*finished, *asked)}
+    states = {cell: state_of(cell, output) for cell in experiment.cells}
+    finished = [cell for cell, state in states.items() if state == "finished"]
+    reasons = {cell: last_line(output / cell.folder) for cell, state in states.items() if state == "unfinished"}
+    reasons.update({outcome.cell: outcome.reason for outcome in failed})
+    places = {(cell.model, cell.seed, cell.split) for cell in (*finished, *reasons, *asked)}
     models, seeds, splits = ({place[position] for place in places} for position in range(3))
     about: dict[str, Any] = {
         "name": experiment.name,
@@ -137,7 +146,8 @@ def summarise(experiment: Experiment, output: Path, failed: Sequence[Outcome], a
         "version": __version__,
         "finished": len(finished),
         "failed": [
-            {"model": one.cell.model, "split": one.cell.split, "seed": one.cell.seed, "reason": one.reason} for one in failed
+            {"model": cell.model, "split": cell.split, "seed": cell.seed, "reason": reason or "was not finished"}
+            for cell, reason in reasons.items()
         ],
     }
     output.mkdir(parents=True, exist_ok=True)

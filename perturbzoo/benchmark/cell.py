@@ -28,10 +28,14 @@ def main(folder: Path) -> None:
     checkpoint = folder / "checkpoints" / "best.ckpt"
     command(["test", "--ckpt_path", str(checkpoint), *told, "--trainer.logger", "false"])
     # nothing else is written after this file: where it is, the rest is whole
-    done = {**json.loads((folder / CELL).read_text()), "seconds": round(time.monotonic() - started, 1)}
+    done = {**json.loads((folder / CELL).read_text()), **_spent(started)}
     unfinished = folder / f".{DONE}.part"
     unfinished.write_text(json.dumps(done, indent=1) + "\n")
     unfinished.replace(folder / DONE)
+
+
+def _spent(started: float) -> dict[str, float]:
+    return {"seconds": round(time.monotonic() - started, 1), "processor_seconds": round(time.process_time(), 1)}
 
 
 if __name__ == "__main__":

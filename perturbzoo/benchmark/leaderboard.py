@@ -23,10 +23,17 @@ MAIN_METRICS = (
     "pearson_delta_perturbed_reference",
     "mse_top20_de",
     "weighted_mse",
+    "l2_top1000",
     "pds_cosine",
     "centroid_accuracy",
 )
 """What is printed; all the others are in the files."""
+
+FEWEST = 6
+"""Conditions below which there is no verdict: even if all agreed, a sign test of fewer could not reject at 5 % (2 x 0.5^5 is .06)."""
+
+SAME = 1e-4
+"""Share of a mean below which a difference is rounding, such as that of a model that predicts no change from NoChange."""
 
 BEATS, TIES, LOSES = "beats", "no difference", "loses"
 _PLACE = ["model", "split", "seed"]
@@ -135,9 +142,10 @@ def leaderboard(scores: pd.DataFrame, kinds: Mapping[str, str], *, n_bootstrap: 
     - sd_over_seeds: standard deviation over seeds of the mean over conditions, within a split, pooled over splits; NaN of one seed;
     - rank: among models and floors, 1 is best;
     - best_floor: the floor with the best mean in the row's category;
-    - difference, difference_low, difference_high: of models, their mean less the best floor's over the conditions both have, and its
-      bootstrap interval. The floor was chosen by these conditions, which is in its favour;
-    - verdict: ``beats``, ``no difference`` or ``loses``, as the interval leaves out 0; empty below two conditions.
+    - difference_n, difference, difference_low, difference_high: of models, the conditions that both have, their mean less the best
+      floor's over these, and its bootstrap interval. The floor was chosen by these conditions, which is in its favour;
+    - verdict: ``beats``, ``no difference`` or ``loses``, as the interval leaves out 0; empty below six conditions, of which no test could say
+      so. Numbers that are the same to four digits make no difference.
     """
     rows = _resampled_by_context(scores)
     metrics = [name for name in FILE_METRICS if name in rows and rows[name].notna().any()]
@@ -226,26 +234,28 @@ def _compared(
         splits = block.loc[block["model"] == name, "split"].unique()
         here = block[block["split"].isin(splits)]
         for floor in dict.fromkeys(best.values()):
-            other = _averaged(here[here["model"] == floor], metrics)
+            those = [metric for metric in metrics if best.get(metric) == floor]
+            other = _averaged(here[here["model"] == floor], those)
             if not len(other):
                 continue
-            table = paired_difference(tables[name], other, n_bootstrap=n_bootstrap, seed=seed)
-            table = table[table["category"] == ALL].drop(columns=["n", "category"])
-            table = table[[best.get(str(metric)) == floor for metric in table["metric"]]]
+            own = tables[name].drop(columns=[metric for metric in metrics if metric not in those])
+            table = paired_difference(own, other, n_bootstrap=n_bootstrap, seed=seed)
+            table = table[table["category"] == ALL].drop(columns="category")
             found.append(table.assign(model=name))
-    columns = {"low": "difference_low", "high": "difference_high"}
-    empty = pd.DataFrame(columns=["metric", "difference", "low", "high", "model"])
+    columns = {"low": "difference_low", "high": "difference_high", "n": "difference_n"}
+    empty = pd.DataFrame(columns=["metric", "n", "difference", "low", "high", "model"])
     differences = (pd.concat(found) if found else empty).rename(columns=columns)
     compared = summary.assign(best_floor=summary["metric"].map(best)).merge(differences, how="left", on=["model", "metric"])
     return compared.assign(verdict=[_verdict(row) for row in compared.itertuples()], category=category)
 
 
 def _verdict(row: object) -> str:
+    difference, mean = float(getattr(row, "difference")), float(getattr(row, "mean"))  # noqa: B009
     low, high = float(getattr(row, "difference_low")), float(getattr(row, "difference_high"))  # noqa: B009
     direction = FILE_METRICS[str(getattr(row, "metric"))]  # noqa: B009
-    if np.isnan(low) or direction is None:
+    if np.isnan(low) or direction is None or getattr(row, "difference_n") < FEWEST:  # noqa: B009
         return ""
-    if low <= 0 <= high:
+    if low <= 0 <= high or abs(difference) <= SAME * abs(mean):
         return TIES
     return BEATS if (low > 0) == direction else LOSES
 

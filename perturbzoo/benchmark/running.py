@@ -75,7 +75,7 @@ def plan(cells: Sequence[Cell], output: Path) -> tuple[list[Cell], str]:
         "changed": "{} with another configuration than before",
     }
     reasons = ", ".join(text.format(count[state]) for state, text in why.items() if count[state])
-    line = f"{len(cells)} cells: {count['finished']} finished before and reused, {len(to_run)} to run"
+    line = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}: {count['finished']} finished before and reused, {len(to_run)} to run"
     return to_run, f"{line} ({reasons})" if reasons else line
 
 
@@ -99,7 +99,7 @@ def run_cells(
     workers
         How many run at a time; on a cluster of several machines Ray decides.
     threads
-        Of each; None: :func:`threads_for` the workers.
+        Of each; None: :func:`threads_for` the workers, or 1 on a cluster, whose machines may be smaller.
     ray
         None: processes of this machine. :data:`LOCAL`: through Ray on this machine. Else the address of a cluster.
 
@@ -108,7 +108,7 @@ def run_cells(
     PerturbZooError
         The folder cannot be written, Ray is not installed, or there is no cluster at the address.
     """
-    threads = threads or threads_for(workers)
+    threads = threads or (threads_for(workers) if ray in (None, LOCAL) else 1)
     try:
         for cell in cells:
             _prepare(cell, output)
@@ -189,12 +189,16 @@ def _why(status: int, folder: Path) -> str:
     if status < 0:
         killed = " (killed, perhaps for want of memory)" if status == -signal.SIGKILL else ""
         return f"ended by signal {-status}{killed}"
+    return last_line(folder) or f"ended with status {status}"
+
+
+def last_line(folder: Path) -> str:
+    """The last line that a cell's process said, the reason where it failed; empty if it said nothing."""
     try:
         lines = (folder / LOG).read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return said.removeprefix("error: ") or f"ended with status {status}"
+    return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("error: ")
 
 
 # ---------------------------------------------------------------------- through Ray

@@ -88,12 +88,10 @@ def test_the_difference_is_to_the_best_floor_of_the_metric_and_category() -> Non
     assert row["difference"] == pytest.approx((-0.2 + 0.0 + 0.6) / 3)
     assert row["difference_low"] == pytest.approx(-0.2), "the least that a resample of these can give"
     assert row["difference_high"] == pytest.approx(0.6)
-    assert row["verdict"] == "no difference"
+    assert row["verdict"] == "", "three conditions"
     mse = cell_of(board, "M", "mse")
     assert (mse["best_floor"], mse["difference"], mse["difference_low"], mse["difference_high"]) == ("NoChange", 1.0, 1.0, 1.0)
-    assert mse["verdict"] == "loses"
     assert cell_of(board, "M", category="combo")["difference"] == pytest.approx(0.6)
-    assert cell_of(board, "M", category="combo")["verdict"] == "", "no interval, no verdict"
     assert pd.isna(cell_of(board, "Ridge")["difference"])
 
 
@@ -101,11 +99,31 @@ def test_the_difference_is_to_the_best_floor_of_the_metric_and_category() -> Non
     ("metric", "gain", "verdict"), [("pearson_delta", 0.1, "beats"), ("mse", 0.1, "loses"), ("mse", -0.1, "beats")]
 )
 def test_the_verdict_knows_which_way_is_up(metric: str, gain: float, verdict: str) -> None:
-    rows = [(*place, 0.5, 0.5) for place in (("NoChange", "s", None, name) for name in "ABCD")]
-    table = scores_of(*rows, *(("M", "s", 0, name, 0.5, 0.5) for name in "ABCD"))
+    rows = [(*place, 0.5, 0.5) for place in (("NoChange", "s", None, name) for name in "ABCDEF")]
+    table = scores_of(*rows, *(("M", "s", 0, name, 0.5, 0.5) for name in "ABCDEF"))
     table.loc[table["model"] == "M", metric] += gain
     board = leaderboard(table, {"M": "model", "NoChange": "floor"})
     assert cell_of(board, "M", metric)["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("conditions", "verdict"), [("ABCDE", ""), ("ABCDEF", "beats")])
+def test_five_conditions_that_agree_prove_nothing(conditions: str, verdict: str) -> None:
+    rows = [
+        (name, "s", seed, one, mean, 0.2) for name, seed, mean in (("M", 0, 0.5), ("NoChange", None, 0.1)) for one in conditions
+    ]
+    row = cell_of(leaderboard(scores_of(*rows), {"M": "model", "NoChange": "floor"}), "M")
+    assert row["difference_n"] == len(conditions)
+    assert row["difference_low"] == pytest.approx(0.4)
+    assert row["verdict"] == verdict
+
+
+def test_rounding_is_no_difference() -> None:
+    rows = [(name, "s", seed, condition, 0.2, 0.2) for name, seed in (("M", 0), ("NoChange", None)) for condition in "ABCDEF"]
+    table = scores_of(*rows)
+    table.loc[table["model"] == "M", "pearson_delta"] += 1e-7
+    row = cell_of(leaderboard(table, {"M": "model", "NoChange": "floor"}), "M")
+    assert row["difference_low"] > 0
+    assert row["verdict"] == "no difference"
 
 
 def test_the_order_of_rows_is_of_no_consequence() -> None:
@@ -133,11 +151,11 @@ def test_a_model_without_a_split_is_compared_on_the_others() -> None:
 
 
 def test_contexts_are_resampled_where_there_is_one_condition() -> None:
-    table = scores_of(*((name, "s", 0 if name == "M" else None, "A", 0.5, 0.5) for name in ("M", "NoChange") for _ in range(4)))
-    table["context"] = ["w", "x", "y", "z"] * 2
-    table.loc[table["model"] == "M", "pearson_delta"] += [0.1, 0.2, 0.1, 0.2]
+    table = scores_of(*((name, "s", 0 if name == "M" else None, "A", 0.5, 0.5) for name in ("M", "NoChange") for _ in range(6)))
+    table["context"] = ["u", "v", "w", "x", "y", "z"] * 2
+    table.loc[table["model"] == "M", "pearson_delta"] += [0.1, 0.2, 0.1, 0.2, 0.1, 0.2]
     row = cell_of(leaderboard(table, {"M": "model", "NoChange": "floor"}), "M")
-    assert row["n"] == 4
+    assert row["n"] == 6
     assert row["mean"] == pytest.approx(0.65)
     assert 0.6 <= row["low"] < 0.65 < row["high"] <= 0.7
     assert row["verdict"] == "beats"

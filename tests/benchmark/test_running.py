@@ -141,6 +141,19 @@ def test_processes_end_with_whoever_started_them(
     assert state_of(experiment.only(models=["CPA"], seeds=[1]).cells[0], tmp_path) == "unfinished"
 
 
+def test_a_stopped_benchmark_says_how_to_go_on(
+    write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM, as a cluster's scheduler sends it, while the second cell runs."""
+    pretend(monkeypatch, "if 'CPA' in str(folder):\n    os.kill(os.getppid(), signal.SIGTERM)\n    time.sleep(60)\nfinish()")
+    file, output = write_experiment(tmp_path), tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        main(["benchmark", "--config", str(file), "--output", str(output)])
+    assert stop.value.code == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert [state_of(cell, output) for cell in read_experiment(file).cells] == ["finished", "unfinished"]
+
+
 # ---------------------------------------------------------------------- for real
 
 
@@ -175,7 +188,6 @@ def test_what_a_benchmark_leaves(finished: tuple[Path, Path]) -> None:
     row = board[(board["model"] == "CPA") & (board["category"] == "all")].set_index("metric")["mean"]
     for metric in ("pearson_delta", "mse", "direction_top20_de"):
         assert row[metric] == pytest.approx(own[metric])
-    assert "threads" not in (output / "runs/CPA/one/seed-0/done.json").read_text()
     assert "epoch 1/1" in (output / "runs/CPA/one/seed-0/log.txt").read_text()
     assert not [path for path in output.rglob("*") if path.name.endswith(".part")]
 
@@ -197,8 +209,11 @@ def test_a_part_of_the_grid_keeps_the_rest_in_the_table(
 ) -> None:
     file, output = finished
     main(["benchmark", "--config", str(file), "--output", str(output), "--models", "CPA"])
-    assert "1 cells: 1 finished before and reused, 0 to run" in capsys.readouterr().out
+    assert "1 cell: 1 finished before and reused, 0 to run" in capsys.readouterr().out
     assert {"GEARS", "CPA"} <= set(pd.read_csv(output / "leaderboard.csv")["model"])
+    (failed,) = json.loads((output / "benchmark.json").read_text())["failed"]
+    assert failed["model"] == "broken", "what failed before is not forgotten"
+    assert "no condition has 1000000 cells" in failed["reason"]
 
 
 def test_the_leaderboard_goes_into_an_offline_run(
