@@ -25,16 +25,17 @@ from perturbzoo.data.two_files import CONTROL, Key, Side, common_rows, control_s
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation import metrics, native
 from perturbzoo.evaluation.comparison import Candidate, Cells, Comparison, moments
-from perturbzoo.evaluation.interaction_recovery import Singles
+from perturbzoo.evaluation.interaction_recovery import Singles, find_singles
 from perturbzoo.evaluation.native import PERTURBED_MEAN, PREDICTION, TRAINING_MEAN
 from perturbzoo.evaluation.pseudobulk import GroupMoments, assign_halves
 from perturbzoo.evaluation.summary import summarise
 from perturbzoo.evaluation.table import COUNTS, FILE_METRICS
-from perturbzoo.perturbation import Condition, parse_condition
+from perturbzoo.perturbation import parse_condition
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from perturbzoo.evaluation.native import PDSRule
     from perturbzoo.evaluation.samples import Estimator
 
 SAMPLE_BYTES = 1 << 30
@@ -82,7 +83,7 @@ def evaluate(
     depth: float | None = None,
     min_cells: int = 2,
     max_cells: int = 200,
-    pds: Literal["vcc2026", "cell_eval"] = "vcc2026",
+    pds: PDSRule = "own_targets",
     estimator: Estimator = "u",
     seed: int = 0,
 ) -> Evaluation:
@@ -296,15 +297,8 @@ def _compare(
 
 
 def _singles(comparison: Comparison, measured: TrainingPseudobulks) -> dict[int, Singles]:
-    """Of the rows that are combinations of two, those whose singles were measured in the same context."""
-    keys = zip(measured.conditions, measured.contexts.tolist(), strict=True)
-    place = {key: row for row, key in enumerate(keys)}
-    found = {}
-    for row, (name, context) in enumerate(zip(comparison.conditions, comparison.context.tolist(), strict=True)):
-        alone = [place.get((Condition([act]), context)) for act in parse_condition(name)]
-        if len(alone) == 2 and alone[0] is not None and alone[1] is not None:
-            found[row] = Singles(measured.mean[alone[0]], measured.mean[alone[1]])
-    return found
+    conditions = [parse_condition(name) for name in comparison.conditions]
+    return find_singles(conditions, comparison.context, measured.conditions, measured.contexts, measured.mean)
 
 
 def _bulks(names: Sequence[str], comparison: Comparison, totals: _Totals) -> TrainingPseudobulks:

@@ -71,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--pds",
-        default="vcc2026",
-        choices=["vcc2026", "cell_eval"],
-        help="rank over n - 1 without any target of a condition, or as cell-eval 0.x: over n, combinations keep their targets "
-        "(default: vcc2026)",
+        default="own_targets",
+        choices=["own_targets", "vcc2026", "cell_eval"],
+        help="rank over n - 1 without any target of a condition; without the targets of all conditions, as cell-eval2's preset "
+        "vcc2026; or as cell-eval 0.x: over n, combinations keep their targets (default: own_targets)",
     )
     parser.add_argument(
         "--e_distance",

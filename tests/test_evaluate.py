@@ -238,7 +238,7 @@ def test_doses_from_a_column_or_from_the_label(observed: Any) -> None:
 
 
 def test_old_cell_eval_ranks(predicted: Any, observed: Any) -> None:
-    now, old = (_table(evaluate(predicted, observed, pds=pds, max_cells=0)) for pds in ("vcc2026", "cell_eval"))  # type: ignore[arg-type]
+    now, old = (_table(evaluate(predicted, observed, pds=pds, max_cells=0)) for pds in ("own_targets", "cell_eval"))  # type: ignore[arg-type]
     single = now["category"] == "single"
     # 1 - k / (n - 1) and 1 - k / n, of n = 8 conditions
     np.testing.assert_allclose((1 - now.loc[single, "pds_l1"]) * 7, (1 - old.loc[single, "pds_l1"]) * 8)

@@ -5,7 +5,7 @@ Definitions of the scores: :mod:`perturbzoo.evaluation.interaction`. Called by t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from perturbzoo.evaluation.interaction import interaction_scores
 from perturbzoo.evaluation.metrics import Array
+from perturbzoo.perturbation import Condition
 
 COMPARED = ("mag", "corr_fit", "dominance", "eq_contr", "dcor")
 """The scores whose errors are reported, as ``gi_*_error``."""
@@ -26,6 +27,31 @@ class Singles(NamedTuple):
 
     first: Array
     second: Array
+
+
+def find_singles(
+    conditions: Sequence[Condition],
+    context: NDArray[np.integer],
+    measured: Sequence[Condition],
+    measured_context: NDArray[np.integer],
+    mean: Array,
+) -> dict[int, Singles]:
+    """Of P conditions, the combinations of two whose singles were measured in the same context.
+
+    Parameters
+    ----------
+    conditions, context
+        P conditions, and the number of their context.
+    measured, measured_context, mean
+        Measured conditions, the number of their context and their pseudobulks, ``(M, G)``.
+    """
+    place = {key: row for row, key in enumerate(zip(measured, measured_context.tolist(), strict=True))}
+    found = {}
+    for row, (condition, number) in enumerate(zip(conditions, context.tolist(), strict=True)):
+        alone = [place.get((Condition([act]), number)) for act in condition]
+        if len(alone) == 2 and alone[0] is not None and alone[1] is not None:
+            found[row] = Singles(mean[alone[0]], mean[alone[1]])
+    return found
 
 
 def expressed_genes(control: Array) -> NDArray[np.intp]:

@@ -26,6 +26,9 @@ NO_CHANGE = "no change"
 PERTURBED_MEAN = "perturbed mean"
 TRAINING_MEAN = "training mean"
 
+PDSRule = Literal["own_targets", "vcc2026", "cell_eval"]
+"""Which genes the perturbation discrimination score leaves out, and what its rank is over."""
+
 __all__ = [
     "CEILING",
     "DUPLICATE",
@@ -52,7 +55,7 @@ def floors(comparison: Comparison, mean: str = PERTURBED_MEAN) -> dict[str, Cand
 def score(
     comparison: Comparison,
     *,
-    pds: Literal["vcc2026", "cell_eval"] = "vcc2026",
+    pds: PDSRule = "own_targets",
     estimator: Estimator = "u",
 ) -> dict[str, pd.DataFrame]:
     """Score all candidates, and the ceilings if there are halves.
@@ -62,8 +65,9 @@ def score(
     comparison
         What to compare. For a candidate with `control`, the metrics of changes subtract each side's own controls.
     pds
-        ``"vcc2026"``: ranks over n - 1, no target of a condition counts. ``"cell_eval"``: as cell-eval 0.x, ranks over n, and
-        combinations keep their targets.
+        ``"own_targets"``: ranks over n - 1, no target of a condition counts in its own row. ``"vcc2026"``: no target of any condition
+        counts anywhere, as in cell-eval2's preset (0.20). ``"cell_eval"``: as cell-eval 0.x, ranks over n, and combinations keep their
+        targets.
     estimator
         Of the E-distance: ``"u"`` unbiased, ``"v"`` as pertpy.
 
@@ -100,7 +104,7 @@ def _with(table: pd.DataFrame, columns: dict[str, Array]) -> pd.DataFrame:
 
 
 def _score(
-    comparison: Comparison, candidate: Candidate, truth: Truth, chosen: pseudobulk_columns.Chosen, pds: str
+    comparison: Comparison, candidate: Candidate, truth: Truth, chosen: pseudobulk_columns.Chosen, pds: PDSRule
 ) -> pd.DataFrame:
     """All metrics of pseudobulks, by row: the one place where a column is made."""
     context = comparison.context
@@ -132,7 +136,8 @@ def _score(
 
         def rank(p: Array, o: Array, skip: NDArray[np.bool_], distance: retrieval.Distance = distance) -> Array:
             scale: Literal["others", "all"] = "all" if pds == "cell_eval" else "others"
-            return retrieval.discrimination_score(p, o, distance, skip, scale=scale)
+            left_out = np.logical_or.reduce(skip) if pds == "vcc2026" else skip
+            return retrieval.discrimination_score(p, o, distance, left_out, scale=scale)
 
         table[f"pds_{distance}"] = by_context(context, rank, change, observed_change, excluded)
     table["centroid_accuracy"] = by_context(context, retrieval.centroid_accuracy, bulks.predicted, bulks.observed)

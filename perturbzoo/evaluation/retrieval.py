@@ -46,7 +46,8 @@ def discrimination_score(
         City block, Euclidean, or cosine; the cosine distance from or to an effect of length 0 is 1.
     exclude
         Shape ``(P, G)``: genes left out of all distances of predicted effect p: its own targets, all of a combination.
-        None: no gene, as cell-eval 0.x does for combinations, since no gene is called ``A+B``.
+        Shape ``(G,)``: genes left out of all. None: no gene, as cell-eval 0.x does for combinations, since no gene is called
+        ``A+B``.
     scale
         ``"all"`` divides by n instead of n - 1, as cell-eval 0.x does: from 1 / n to 1.
 
@@ -54,6 +55,8 @@ def discrimination_score(
     -------
     Shape ``(P,)``; NaN for a row with NaN, which no other row is then compared with, and where nothing is left to compare.
     """
+    if exclude is not None and exclude.ndim == 1:
+        predicted, observed, exclude = predicted[:, ~exclude], observed[:, ~exclude], None
     score = np.full(len(predicted), np.nan)
     usable = np.flatnonzero(np.isfinite(predicted).all(axis=1) & np.isfinite(observed).all(axis=1))
     n = len(usable)

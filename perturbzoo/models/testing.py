@@ -16,6 +16,7 @@ from perturbzoo.data.graph import Graph
 from perturbzoo.errors import PerturbZooWarning
 from perturbzoo.evaluation import native
 from perturbzoo.evaluation.comparison import Candidate, Comparison, by_context
+from perturbzoo.evaluation.interaction_recovery import find_singles
 from perturbzoo.evaluation.metrics import RESOLUTION, mse, mse_at, pearson_delta, perturbed_mean, target_mask
 from perturbzoo.evaluation.native import CEILING as CEILING
 from perturbzoo.evaluation.pseudobulk import GroupMoments, Pseudobulks, assign_halves, de_sets
@@ -79,7 +80,10 @@ def score_predictions(
     As :func:`perturbzoo.evaluation.native.score`; without the metrics of cells, since models are asked for pseudobulks here.
     """
     described = pd.DataFrame(data.describe_pairs(bulks.pair))
-    targets = [data.conditions[pair].targets for pair in bulks.pair]
+    conditions = [data.conditions[pair] for pair in bulks.pair]
+    targets = [condition.targets for condition in conditions]
+    training = data.training_pseudobulks()
+    tested = find_singles(conditions, bulks.context, conditions, bulks.context, bulks.observed)
     comparison = Comparison(
         conditions=described["condition"].tolist(),
         contexts=described["context"].tolist(),
@@ -92,6 +96,7 @@ def score_predictions(
         reference=perturbed_reference(data),
         candidates=dict(predictions),
         halves=_halves(data, bulks),
+        singles=find_singles(conditions, bulks.context, training.conditions, training.contexts, training.mean) | tested,
     )
     return native.score(comparison)
 

@@ -63,3 +63,35 @@ def test_variance_recovery_is_a_ratio_of_variances() -> None:
 def test_cell_variance_recovery_by_hand() -> None:
     np.testing.assert_allclose(effects.cell_variance_recovery(np.array([[1.0, 2.0]]), np.array([[4.0, 2.0]])), [0.5])
     assert np.isnan(effects.cell_variance_recovery(np.array([[np.nan, np.nan]]), np.ones((1, 2)))).all()
+
+
+def test_variance_kept_gene_by_gene() -> None:
+    # gene 0 varies by 1, gene 1 by 100 (of which the prediction keeps a quarter), gene 2 by what noise explains, gene 3 not at all
+    observed = np.array([[0.0, 0.0, 1.0, 5.0], [2.0, 20.0, 1.2, 5.0]])
+    predicted = np.array([[0.0, 5.0, 0.0, 5.0], [2.0, 15.0, 9.0, 7.0]])
+    error = np.array([[0.1, 0.1, 0.1, 0.0], [np.nan, 0.1, 0.1, 0.0]])
+    genes, conditions = effects.gene_variance_recovery(predicted, observed, error)
+    np.testing.assert_allclose(genes, [1.0, 0.25, np.nan, np.nan])
+    np.testing.assert_allclose(conditions, [0.625, 0.625])
+    # the sum of variances sees hardly more than gene 1
+    assert effects.variance_recovery(predicted[:, :2], observed[:, :2]).mean() == pytest.approx(26 / 101)
+
+
+def test_the_parts_of_conditions_add_up_to_the_genes() -> None:
+    generator = np.random.default_rng(2)
+    predicted, observed = generator.normal(size=(2, 9, 30))
+    genes, conditions = effects.gene_variance_recovery(predicted, observed, np.zeros((9, 30)))
+    np.testing.assert_allclose(genes, predicted.var(axis=0) / observed.var(axis=0))
+    assert conditions.mean() == pytest.approx(genes.mean())
+    order = generator.permutation(9)
+    np.testing.assert_allclose(
+        effects.gene_variance_recovery(predicted[order], observed[order], np.zeros((9, 30)))[1], conditions[order]
+    )
+    missing = predicted.copy()
+    missing[3] = np.nan
+    genes, conditions = effects.gene_variance_recovery(missing, observed, np.zeros((9, 30)))
+    others = np.arange(9) != 3
+    np.testing.assert_allclose(genes, predicted[others].var(axis=0) / observed[others].var(axis=0))
+    assert np.isnan(conditions).tolist() == [row == 3 for row in range(9)]
+    for nothing in effects.gene_variance_recovery(predicted, np.ones((9, 30)), np.zeros((9, 30))):
+        assert np.isnan(nothing).all()
