@@ -11,6 +11,7 @@ import pandas as pd
 
 from perturbzoo import __version__
 from perturbzoo.errors import PerturbZooError
+from perturbzoo.evaluation.rows import FLOOR, MODEL, rank_rows
 from perturbzoo.evaluation.summary import ALL
 from perturbzoo.evaluation.table import FILE_METRICS, PRINTED
 from perturbzoo.perturbation import parse_condition
@@ -25,7 +26,7 @@ from perturbzoo.report.deltas import (
     choose_heat_map,
     read_deltas,
 )
-from perturbzoo.report.results import FLOOR, MODEL, Results, find_optional
+from perturbzoo.report.results import Results, find_optional
 from perturbzoo.report.verdict import (
     AHEAD,
     BEHIND,
@@ -33,7 +34,6 @@ from perturbzoo.report.verdict import (
     UNKNOWN,
     compare_with_floors,
     digits_for,
-    rank_rows,
     verdict_sentence,
 )
 
@@ -182,7 +182,8 @@ def _many(rows: dict[str, dict[str, Any]], label: str, first: str) -> tuple[str,
     level = len(rows) - len(ahead) - len(behind)
     if level:
         text += f" {level} cannot be told from the floors."
-    return answer, f"{text} {first}"
+    # a floor that wins is what a reader must hear first
+    return answer, f"{first} {text}" if first.startswith("A floor") else f"{text} {first}".strip()
 
 
 def _listed(names: Sequence[str], count: int = 6) -> str:
@@ -196,8 +197,9 @@ def _first_by(results: Results, main: str, models: Sequence[str]) -> str:
     if main not in ranks or ranks[main].isna().all():
         return ""
     best = str(ranks[main].idxmin())
-    kind = "the floor " if results.kinds[best] == FLOOR else ""
-    return f"The best mean is that of {kind}{best}."
+    if results.kinds[best] == FLOOR:
+        return f"A floor has the best mean: {best}."
+    return f"The best mean is that of {best}."
 
 
 def _deltas(deltas: Deltas, results: Results) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def render(content: dict[str, Any]) -> str:
     room = files("perturbzoo.report")
     parts = {
         "title": html.escape(content["title"]),
+        "question": "Do they beat the floors?" if len(content["verdict"]["models"]) > 1 else "Does it beat the floors?",
         "answer": html.escape(content["verdict"]["answer"]),
         "sentence": html.escape(content["verdict"]["sentence"]),
         "style": room.joinpath("page.css").read_text(encoding="utf-8"),

@@ -14,14 +14,7 @@ import numpy as np
 import pandas as pd
 
 from perturbzoo.errors import PerturbZooError, shortened
-
-MODEL, FLOOR, CEILING = "model", "floor", "ceiling"
-FLOORS = (
-    *("NoChange", "TrainingMean", "MatchingMean", "Additive", "Bilinear", "Ridge", "KNN"),
-    *("no change", "training mean", "perturbed mean", "additive", "bilinear", "knn"),
-)
-CEILINGS = ("split-half ceiling", "technical duplicate", "interpolated duplicate")
-"""Rows that are no model's, by name. What stands in brackets after a name says which variant it is."""
+from perturbzoo.evaluation.rows import CEILING, FLOOR, MODEL, kinds_of_rows
 
 
 @dataclass(frozen=True)
@@ -119,19 +112,10 @@ def read_results(folder: Path) -> Results:
     return _read_run(folder)
 
 
-def kind_of_row(name: str) -> str:
-    """Kind of a row that is not the tested model's, by its name."""
-    if name in CEILINGS:
-        return CEILING
-    return FLOOR if name.split(" (")[0] in FLOORS else MODEL
-
-
 def _read_run(folder: Path) -> Results:
     table = _read_table(folder / "test" / "conditions.csv", "model", "condition", "context", "category")
     summary = _read_table(folder / "test" / "summary.csv", *SUMMARY)
     names = list(dict.fromkeys(table["model"]))
-    # the tested model comes first, and is one also where it is a baseline of the zoo
-    kinds = {name: MODEL if position == 0 else kind_of_row(name) for position, name in enumerate(names)}
     about = read_json(folder / "test" / "data.json", required=False)
     source = str(about.get("source", "")) or folder.resolve().name
     return Results(
@@ -139,7 +123,7 @@ def _read_run(folder: Path) -> Results:
         title=f"{names[0]} on {source}",
         description="",
         benchmark=False,
-        kinds=kinds,
+        kinds=kinds_of_rows(names),
         scores={name: rows.reset_index(drop=True) for name, rows in table.groupby("model", sort=False)},
         summary=summary,
         metric="",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
+from perturbzoo.evaluation.rows import FEWEST
 from perturbzoo.evaluation.summary import ALL, paired_difference
 from perturbzoo.evaluation.table import FILE_METRICS
 
@@ -27,7 +28,7 @@ def compare_with_floors(model: pd.DataFrame, floors: Mapping[str, pd.DataFrame])
     -------
     One row per metric: metric, state, rival, n, advantage, low, high, floors. The model is ``ahead`` if the 95 % interval of the
     paired difference is in its favour against every floor, ``behind`` if it is in favour of any floor, ``level`` in between,
-    ``unknown`` where there are fewer than two conditions or no floor. `rival` is the floor that the state rests on: the one
+    ``unknown`` where fewer than :data:`FEWEST` conditions are common, or there is no floor. `rival` is the floor that the state rests on: the one
     the model has the least advantage over, among those it is behind if it is. `advantage` is above 0 in favour of the model.
     """
     columns = ["metric", "rival", "n", "advantage", "low", "high"]
@@ -36,7 +37,7 @@ def compare_with_floors(model: pd.DataFrame, floors: Mapping[str, pd.DataFrame])
     rows = []
     for metric in (name for name, higher in FILE_METRICS.items() if higher is not None and name in model):
         every = found[(found["metric"] == metric) & found["advantage"].notna()]
-        known = every[every["low"].notna()].sort_values("advantage", kind="stable")
+        known = every[every["low"].notna() & (every["n"] >= FEWEST)].sort_values("advantage", kind="stable")
         if known.empty:
             rows.append({"metric": metric, "state": UNKNOWN, "rival": "", "n": int(every["n"].max()) if len(every) else 0})
             continue
@@ -55,23 +56,6 @@ def _advantages(model: pd.DataFrame, floor: pd.DataFrame) -> pd.DataFrame:
     lower = [FILE_METRICS[name] is False for name in difference["metric"]]
     difference.loc[lower, ["advantage", "low", "high"]] = -difference.loc[lower, ["advantage", "high", "low"]].to_numpy()
     return difference
-
-
-def rank_rows(summary: pd.DataFrame, names: Sequence[str], category: str = ALL) -> pd.DataFrame:
-    """Rank rows of the summary by their means in every metric: 1 is best, equal means share the mean of their ranks.
-
-    Returns
-    -------
-    Names x metrics; NaN where a row has no value. Where 1 is the best value, by the distance to it.
-    """
-    rows = summary[(summary["category"] == category) & summary["model"].isin(list(names))]
-    means = rows.pivot_table(index="model", columns="metric", values="mean", sort=False, dropna=False)
-    means = means.reindex(index=list(names), columns=[name for name in FILE_METRICS if name in means.columns])
-    worse = {}
-    for metric in means:
-        higher = FILE_METRICS[metric]
-        worse[metric] = -means[metric] if higher else means[metric] if higher is False else (means[metric] - 1).abs()
-    return pd.DataFrame(worse, index=means.index).rank(method="average")
 
 
 def verdict_sentence(model: str, row: Mapping[str, object], label: str, digits: int = 3) -> tuple[str, str]:

@@ -179,7 +179,7 @@ def test_errors_of_the_model(tmp_path: Path) -> None:
 
 def test_older_and_odd_runs(tmp_path: Path) -> None:
     # no deltas and no data.json; the tested model is a baseline; a condition and a context are called NA
-    write_run(tmp_path, model="KNN", conditions=["NA", "1", "G2"], contexts=("NA", "2"))
+    write_run(tmp_path, model="KNN", conditions=["NA", "1", "G2", "G3", "G4", "G5"], contexts=("NA", "2"))
     (tmp_path / "test" / "deltas.h5ad").unlink()
     (tmp_path / "test" / "data.json").unlink()
     content = _read(write_report(tmp_path / "test", tmp_path / "other.html")).content
@@ -187,7 +187,7 @@ def test_older_and_odd_runs(tmp_path: Path) -> None:
     assert content["deltas"] is None
     assert content["heat"] is None
     assert "data.json" in content["about"]["missing"]
-    assert content["verdict"]["models"]["KNN"][0]["n"] == 3
+    assert content["verdict"]["models"]["KNN"][0]["n"] == 6
 
 
 def test_large_runs_are_cut_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The first sentence and the ranks: wins, ties, losses, what is better where lower is, ties in ranks."""
+"""The first sentence: wins, ties, losses, also where lower is better; numbers as they are written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from perturbzoo.evaluation.summary import paired_difference
-from perturbzoo.report.verdict import compare_with_floors, digits_for, rank_rows, verdict_sentence, written
+from perturbzoo.report.verdict import compare_with_floors, digits_for, verdict_sentence, written
 
 
 def _scores(pearson: np.ndarray, mse: np.ndarray | None = None) -> pd.DataFrame:
@@ -66,33 +66,18 @@ def test_one_floor_in_front_is_a_loss_whatever_the_others() -> None:
     assert set(rows["rival"]) == {"Just ahead"}
 
 
+def test_floors_scored_on_other_conditions_are_compared_on_the_common_ones() -> None:
+    rows = compare_with_floors(_scores(HARD), {"F": _scores(HARD - 0.2).iloc[3:20], "Few": _scores(HARD + 1).iloc[:5]})
+    assert rows["state"].tolist() == ["ahead", "ahead"]
+    assert rows["n"].tolist() == [17, 17]
+    assert rows["advantage"].to_numpy() == pytest.approx(0.2)
+
+
 def test_too_few_conditions_say_so() -> None:
-    rows = compare_with_floors(_scores(HARD[:1]), {"F": _scores(HARD[:1] - 0.5)})
+    rows = compare_with_floors(_scores(HARD[:5]), {"F": _scores(HARD[:5] - 0.5)})
     assert set(rows["state"]) == {"unknown"}
     assert verdict_sentence("M", rows.iloc[0], "r")[0] == "Unknown."
     assert set(compare_with_floors(_scores(HARD), {})["state"]) == {"unknown"}
-
-
-def _summary(**means: dict[str, float]) -> pd.DataFrame:
-    rows = [
-        {"model": model, "category": "all", "metric": metric, "mean": mean}
-        for metric, of in means.items()
-        for model, mean in of.items()
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_ranks_with_ties_and_directions() -> None:
-    summary = _summary(
-        pearson_delta={"A": 0.5, "B": 0.5, "C": 0.9, "D": 0.1},
-        mse={"A": 0.5, "B": 0.4, "C": 0.1, "D": 0.2},
-        variance_recovery={"A": 0.7, "B": 1.2, "C": 3.0, "D": np.nan},
-    )
-    ranks = rank_rows(summary, ["A", "B", "C", "D"])
-    assert ranks["pearson_delta"].tolist() == [2.5, 2.5, 1.0, 4.0]
-    assert ranks["mse"].tolist() == [4.0, 3.0, 1.0, 2.0]
-    np.testing.assert_array_equal(ranks["variance_recovery"], [2.0, 1.0, 3.0, np.nan])
-    assert list(rank_rows(summary, ["A", "D"])["mse"]) == [2.0, 1.0]
 
 
 @pytest.mark.parametrize(
