@@ -69,13 +69,13 @@
   function drawFloors() {
     const place = section("floors");
     const models = Object.keys(page.verdict.models);
-    place.append(note("Paired differences over conditions to the floor that is hardest to beat, above 0 in favour of the model, with their 95 % "
+    place.append(note("Paired differences over conditions to the floor that the verdict rests on, above 0 in favour of the model, with their 95 % "
       + "intervals. Ahead: clear of every floor. Behind: clearly beaten by one. Not corrected for looking at several metrics."));
     if (!page.verdict.n_floors) place.append(note("There are no floors in this folder, so nothing to compare with."));
     const detail = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Differences to the floors" });
     function show(model) {
       detail.replaceChildren(make("table", { class: "wide", id: "differences" },
-        make("thead", {}, make("tr", {}, ...["metric", "", "paired advantage", model, "hardest floor", "its mean", "n"].map((text, at) =>
+        make("thead", {}, make("tr", {}, ...["metric", "", "paired advantage", model, "decisive floor", "its mean", "n"].map((text, at) =>
           make("th", { scope: "col", class: [2, 3, 5, 6].includes(at) ? "number" : null }, text)))),
         make("tbody", {}, page.verdict.models[model].map((row) => {
           const metric = metrics[row.metric];
@@ -98,7 +98,7 @@
             make("th", { scope: "col", title: metric.definition }, titled(metric))))),
           make("tbody", {}, models.map((model) => make("tr", { class: "model" }, make("th", { scope: "row" }, model), names.map((metric) => {
             const row = page.verdict.models[model].find((entry) => entry.metric === metric.name) || { state: "unknown" };
-            return make("td", { class: `state ${row.state}`, title: row.rival ? `hardest floor: ${row.rival}` : null }, STATES[row.state]);
+            return make("td", { class: `state ${row.state}`, title: row.rival ? `decisive floor: ${row.rival}` : null }, STATES[row.state]);
           })))))));
       place.append(make("div", { class: "controls" }, select("Differences of", models.map((name) => [name, name]), models[0], show, "model-of-floors")));
     }

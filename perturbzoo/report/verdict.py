@@ -29,7 +29,7 @@ def compare_with_floors(model: pd.DataFrame, floors: Mapping[str, pd.DataFrame])
     One row per metric: metric, state, rival, n, advantage, low, high, floors. The model is ``ahead`` if the 95 % interval of the
     paired difference is in its favour against every floor, ``behind`` if it is in favour of any floor, ``level`` in between,
     ``unknown`` where fewer than :data:`FEWEST` conditions are common, or there is no floor. `rival` is the floor that the state rests on: the one
-    the model has the least advantage over, among those it is behind if it is. `advantage` is above 0 in favour of the model.
+    the model has the least advantage over, among those it is behind if it is, else among those it is level with if it is. `advantage` is above 0 in favour of the model.
     """
     columns = ["metric", "rival", "n", "advantage", "low", "high"]
     parts = [_advantages(model, floor).assign(rival=name) for name, floor in floors.items()]
@@ -43,7 +43,8 @@ def compare_with_floors(model: pd.DataFrame, floors: Mapping[str, pd.DataFrame])
             continue
         lost = known[known["high"] < 0]
         state = BEHIND if len(lost) else AHEAD if (known["low"] > 0).all() else LEVEL
-        decisive = (lost if len(lost) else known).iloc[0]
+        even = known[known["low"] <= 0]
+        decisive = (lost if len(lost) else even if len(even) else known).iloc[0]
         rows.append({**decisive.to_dict(), "state": state, "floors": len(known)})
     return pd.DataFrame(rows, columns=["metric", "state", "rival", "n", "advantage", "low", "high", "floors"])
 

@@ -66,6 +66,14 @@ def test_one_floor_in_front_is_a_loss_whatever_the_others() -> None:
     assert set(rows["rival"]) == {"Just ahead"}
 
 
+def test_level_names_a_floor_that_the_model_is_level_with() -> None:
+    # the nearest floor is clearly beaten, one that is further on average is not: its differences vary more
+    wild = np.where(np.arange(30) % 2, 0.9, -0.9)
+    rows = compare_with_floors(_scores(HARD), {"Near": _scores(HARD - 0.02), "Wild": _scores(HARD - 0.1 + wild)})
+    assert set(rows["state"]) == {"level"}
+    assert set(rows["rival"]) == {"Wild"}
+
+
 def test_floors_scored_on_other_conditions_are_compared_on_the_common_ones() -> None:
     rows = compare_with_floors(_scores(HARD), {"F": _scores(HARD - 0.2).iloc[3:20], "Few": _scores(HARD + 1).iloc[:5]})
     assert rows["state"].tolist() == ["ahead", "ahead"]
