@@ -102,6 +102,12 @@ def _evaluate(arguments: Sequence[str]) -> None:
     evaluate(arguments)
 
 
+def _report(arguments: Sequence[str]) -> None:
+    from perturbzoo.report_command import main as report
+
+    report(arguments)
+
+
 def _benchmark(arguments: Sequence[str]) -> None:
     from perturbzoo.benchmark_command import main as benchmark
 
@@ -114,6 +120,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "test": (_train("test"), "score a checkpoint beside all baselines on the test conditions: --ckpt_path"),
     "predict": (_predict, "predict conditions nobody measured: --ckpt_path --controls --conditions --output"),
     "evaluate": (_evaluate, "score any tool's predictions: --predicted --observed --output"),
+    "report": (_report, "write one HTML page about a tested run or a benchmark: RUN_DIR --output"),
     "benchmark": (_benchmark, "compare models x seeds x splits of an experiment: --config EXPERIMENT.yaml"),
     "data": (_data, "say what is in an h5ad file"),
     "simulate": (_simulate, "simulate a Perturb-seq screen with known truth"),

@@ -171,7 +171,7 @@ def plot_delta_heatmap(delta: pd.DataFrame, *, n_genes: int = 40, cluster: bool 
     largest = np.argsort(-np.abs(delta.to_numpy(dtype=float)).max(0), kind="stable")[:n_genes]
     shown = delta.iloc[:, np.sort(largest)]
     if cluster:
-        shown = shown.iloc[_alike_together(shown.to_numpy(dtype=float)), _alike_together(shown.to_numpy(dtype=float).T)]
+        shown = shown.iloc[alike_together(shown.to_numpy(dtype=float)), alike_together(shown.to_numpy(dtype=float).T)]
     n_rows, n_columns = shown.shape
     ax = axes_of_size(ax, 2.8 + 0.16 * n_columns, max(3.4, 1.8 + 0.16 * n_rows))
     limit = max(float(np.abs(shown.to_numpy()).max()), 1e-6)
@@ -185,8 +185,71 @@ def plot_delta_heatmap(delta: pd.DataFrame, *, n_genes: int = 40, cluster: bool 
     return ax
 
 
-def _alike_together(rows: np.ndarray) -> np.ndarray:
-    """Order of the rows along a dendrogram (average linkage, Euclidean)."""
+def plot_top_genes(
+    observed: pd.DataFrame,
+    predicted: pd.DataFrame,
+    *,
+    n_genes: int = 40,
+    cluster: bool = True,
+    axes: Sequence[Axes] | None = None,
+) -> tuple[Axes, Axes]:
+    """Heat maps of observed beside predicted delta, the same conditions and genes in the same order and on one scale.
+
+    Parameters
+    ----------
+    observed, predicted
+        Conditions x genes: delta, log1p-normalised. The same labels, in any order. Only finite values.
+    n_genes
+        How many genes to show: those with the largest observed |delta| in any condition.
+    cluster
+        Put alike conditions, and alike genes, beside each other, by the observed delta; else keep the table's order.
+    axes
+        Where to draw the two; by default a new figure in which all names are legible.
+
+    Returns
+    -------
+    The axes of the observed and of the predicted delta. The scale ends at the largest observed |delta|: predictions beyond it are cut.
+
+    Raises
+    ------
+    PerturbZooError
+        A table is empty, holds NaN or infinite values, or their labels differ.
+    """
+    if observed.empty:
+        raise PerturbZooError("the table of observed deltas is empty: expected conditions x genes")
+    if set(observed.index) != set(predicted.index) or set(observed.columns) != set(predicted.columns):
+        raise PerturbZooError(
+            "observed and predicted deltas have different conditions or genes: give tables with the same labels"
+        )
+    predicted = predicted.loc[observed.index, observed.columns]
+    for name, table in (("observed", observed), ("predicted", predicted)):
+        if not np.isfinite(table.to_numpy(dtype=float)).all():
+            raise PerturbZooError(f"the {name} deltas hold NaN or infinite values: drop conditions that were not predicted")
+    largest = np.argsort(-np.abs(observed.to_numpy(dtype=float)).max(0), kind="stable")[:n_genes]
+    shown = observed.iloc[:, np.sort(largest)]
+    if cluster:
+        shown = shown.iloc[alike_together(shown.to_numpy(dtype=float)), alike_together(shown.to_numpy(dtype=float).T)]
+    beside = predicted.loc[shown.index, shown.columns]
+    n_rows, n_columns = shown.shape
+    if axes is None:
+        import matplotlib.pyplot as plt
+
+        size = (3.6 + 0.32 * n_columns, max(3.0, 1.8 + 0.16 * n_rows))
+        axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")[1]
+    left, right = axes
+    limit = max(float(np.abs(shown.to_numpy()).max()), 1e-6)
+    for ax, table, title in ((left, shown, "observed"), (right, beside, "predicted")):
+        image = ax.imshow(table, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        ax.set_xticks(range(n_columns), table.columns.astype(str), rotation=90, fontsize=SMALL)
+        ax.set_title(title, fontsize=SMALL + 2, loc="left")
+        ax.tick_params(length=0)
+    left.set_yticks(range(n_rows), shown.index.astype(str), fontsize=SMALL)
+    right.figure.colorbar(image, ax=right, label=DELTA_LABEL, shrink=min(1.0, 3 / (0.16 * n_rows)), aspect=15)
+    return left, right
+
+
+def alike_together(rows: np.ndarray) -> np.ndarray:
+    """Order of the rows, shape ``(N, G)``, along a dendrogram (average linkage, Euclidean)."""
     if len(rows) < 3:
         return np.arange(len(rows))
     return leaves_list(linkage(rows, method="average", optimal_ordering=len(rows) <= 300))

@@ -1,18 +1,21 @@
-"""Figure of the score table: bars of models and baselines per split category, with the ceiling above them.
+"""Figures of the score table: bars per split category, the leaderboard of one metric, ranks from metric to metric.
 
 Called by the command line and by notebooks with the table of :func:`perturbzoo.evaluation.summary.summarise`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from perturbzoo.errors import PerturbZooError, near_matches, shortened
-from perturbzoo.evaluation.table import METRICS
+from perturbzoo.evaluation.rows import CEILING, FLOOR, MODEL, kinds_of_rows, rank_rows
+from perturbzoo.evaluation.summary import ALL
+from perturbzoo.evaluation.table import FILE_METRICS, METRICS
 from perturbzoo.plotting.style import COLOURS, SMALL, axes_of_size, strip_frame
 
 if TYPE_CHECKING:
@@ -59,15 +62,7 @@ def plot_score_bars(
     PerturbZooError
         The table lacks a column, the metric or a category.
     """
-    missing = {"model", "category", "metric", "n", "mean", "low", "high"} - set(summary.columns)
-    if missing:
-        raise PerturbZooError(f"the summary lacks the columns {shortened(sorted(missing))}: give what summarise returns")
-    rows = summary[summary["metric"] == metric]
-    if rows.empty:
-        known = [str(name) for name in summary["metric"].unique()]
-        raise PerturbZooError(
-            f"metric '{metric}' is not in the summary{near_matches(metric, known)}; it has {', '.join(known)}"
-        )
+    rows = _rows_of(summary, metric)
     present = [str(name) for name in rows["category"].unique()]
     categories = present if categories is None else list(categories)
     for category in categories:
@@ -120,3 +115,170 @@ def plot_score_bars(
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=SMALL, frameon=False)
     strip_frame(ax)
     return ax
+
+
+def plot_leaderboard(
+    summary: pd.DataFrame,
+    metric: str = "pearson_delta",
+    *,
+    category: str = ALL,
+    kinds: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """One metric of all rows, best first below the ceilings, with bootstrap intervals over conditions.
+
+    Models are filled, floors hollow, ceilings a short bar and a dashed line down the figure.
+
+    Parameters
+    ----------
+    summary
+        Of :func:`perturbzoo.evaluation.summary.summarise`: columns model, category, metric, n, mean, low, high.
+    metric, category
+        Which of its metrics, over which conditions.
+    kinds
+        ``model``, ``floor`` or ``ceiling`` of each row by name; by default the first row is the model
+        (:func:`perturbzoo.evaluation.rows.kinds_of_rows`).
+    ax
+        Where to draw; a new figure by default.
+
+    Raises
+    ------
+    PerturbZooError
+        The table lacks a column, the metric or the category.
+    """
+    rows = _rows_of(summary, metric)
+    present = [str(name) for name in rows["category"].unique()]
+    if category not in present:
+        raise PerturbZooError(f"category '{category}' is not in the summary{near_matches(category, present)}")
+    rows = rows[(rows["category"] == category) & rows["mean"].notna()].set_index("model")
+    kinds = kinds_of_rows([str(name) for name in summary["model"].unique()]) if kinds is None else kinds
+    ranks = rank_rows(summary, list(rows.index), category)[metric]
+    order = sorted(rows.index, key=lambda name: (kinds.get(name) != CEILING, ranks[name]))
+    ax = axes_of_size(ax, 6.2, 1.1 + 0.26 * len(order))
+    ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+    tops = [name for name in order if kinds.get(name) == CEILING]
+    if tops:
+        ax.axvline(rows.loc[tops[0], "mean"], color="0.3", linewidth=0.8, linestyle="--", zorder=0)
+    for place, name in enumerate(order):
+        mean, low, high = (float(rows.loc[name, column]) for column in ("mean", "low", "high"))
+        kind = kinds.get(name, MODEL)
+        colour = COLOURS[0] if kind == MODEL else "0.35" if kind == FLOOR else "black"
+        if np.isfinite(low):
+            ax.hlines(place, low, high, color=colour, linewidth=1.2, zorder=1)
+        face = "white" if kind == FLOOR else colour
+        ax.plot(
+            [mean],
+            [place],
+            marker="|" if kind == CEILING else "o",
+            markersize=10 if kind == CEILING else 5,
+            color=colour,
+            markerfacecolor=face,
+            markeredgewidth=2 if kind == CEILING else 1.2,
+            linestyle="none",
+            zorder=2,
+            label=name,
+        )
+    counts = rows["n"].max()
+    ax.set_yticks(
+        range(len(order)),
+        [name + (f" (n = {rows.loc[name, 'n']})" if rows.loc[name, "n"] < counts else "") for name in order],
+        fontsize=SMALL,
+    )
+    for tick, name in zip(ax.get_yticklabels(), order, strict=True):
+        tick.set_fontweight("bold" if kinds.get(name, MODEL) == MODEL else "normal")
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(len(order) - 0.4, -0.6)
+    ax.set_xlabel(f"{_label(metric)}, {_better(metric)}")
+    ax.set_title(
+        f"{category.replace('_', ' ')}, n = {counts}: mean over conditions, bootstrap interval",
+        fontsize=SMALL + 1,
+        loc="left",
+        color="0.3",
+    )
+    strip_frame(ax)
+    return ax
+
+
+def plot_ranks(
+    summary: pd.DataFrame,
+    metrics: Sequence[str] | None = None,
+    *,
+    category: str = ALL,
+    kinds: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """How ranks change from metric to metric: one line for each model and floor, 1 is best; ceilings do not compete.
+
+    Parameters
+    ----------
+    summary
+        Of :func:`perturbzoo.evaluation.summary.summarise`.
+    metrics
+        Which of its metrics, in this order; by default those of :data:`perturbzoo.evaluation.table.METRICS` that it has.
+    category, kinds, ax
+        As in :func:`plot_leaderboard`.
+
+    Raises
+    ------
+    PerturbZooError
+        The table lacks a column or a metric.
+    """
+    metrics = [name for name in METRICS if name in set(summary.get("metric", ()))] if metrics is None else list(metrics)
+    for metric in metrics or ["pearson_delta"]:
+        _rows_of(summary, metric)
+    kinds = kinds_of_rows([str(name) for name in summary["model"].unique()]) if kinds is None else kinds
+    names = [str(name) for name in summary["model"].unique() if kinds.get(str(name), MODEL) != CEILING]
+    ranks = rank_rows(summary, names, category).reindex(columns=metrics)
+    ax = axes_of_size(ax, 3.6 + 0.95 * len(metrics), 1.6 + 0.24 * len(names))
+    x = np.arange(len(metrics))
+    for name in sorted(names, key=lambda name: kinds.get(name, MODEL) == MODEL):
+        is_model = kinds.get(name, MODEL) == MODEL
+        colour = COLOURS[0] if is_model else "0.6"
+        ax.plot(
+            x,
+            ranks.loc[name],
+            color=colour,
+            linewidth=2 if is_model else 1,
+            linestyle="-" if is_model else "--",
+            marker="o",
+            markersize=4.5,
+            markerfacecolor=colour if is_model else "white",
+            label=name,
+            zorder=3 if is_model else 2,
+        )
+    for column, at, side in ((metrics[0], -0.12, "right"), (metrics[-1], len(metrics) - 0.88, "left")) if metrics else ():
+        # rows that share a rank are named below each other
+        for place, name in enumerate(ranks[column].dropna().sort_values(kind="stable").index, 1):
+            weight = "bold" if kinds.get(name, MODEL) == MODEL else "normal"
+            ax.text(at, place, name, ha=side, va="center", fontsize=SMALL, fontweight=weight, color="0.2")
+    arrows = {True: "↑", False: "↓", None: "→1"}
+    ax.set_xticks(
+        x, [f"{textwrap.fill(name.replace('_', ' '), 13)} {arrows[FILE_METRICS[name]]}" for name in metrics], fontsize=SMALL
+    )
+    ax.xaxis.tick_top()
+    ax.set_ylim(len(names) + 0.6, 0.4)
+    ax.set_yticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def _rows_of(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
+    missing = {"model", "category", "metric", "n", "mean", "low", "high"} - set(summary.columns)
+    if missing:
+        raise PerturbZooError(f"the summary lacks the columns {shortened(sorted(missing))}: give what summarise returns")
+    rows = summary[summary["metric"] == metric]
+    if rows.empty:
+        known = [str(name) for name in summary["metric"].unique()]
+        raise PerturbZooError(
+            f"metric '{metric}' is not in the summary{near_matches(metric, known)}; it has {', '.join(known)}"
+        )
+    return rows
+
+
+def _label(metric: str) -> str:
+    return AXIS_LABELS.get(metric, metric.replace("_", " ")).replace("\n", " ")
+
+
+def _better(metric: str) -> str:
+    return {True: "higher is better", False: "lower is better", None: "nearer to 1 is better"}[FILE_METRICS.get(metric)]

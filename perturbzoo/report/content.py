@@ -1,0 +1,339 @@
+"""Everything a page says, as plain values that JSON can hold. Called by `page`; knows nothing of HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from perturbzoo import __version__
+from perturbzoo.errors import PerturbZooError
+from perturbzoo.evaluation.rows import FLOOR, MODEL, rank_rows
+from perturbzoo.evaluation.summary import ALL
+from perturbzoo.evaluation.table import FILE_METRICS, PRINTED
+from perturbzoo.perturbation import parse_condition
+from perturbzoo.report import wording
+from perturbzoo.report.deltas import (
+    N_COLUMNS,
+    N_GENES,
+    N_ROWS,
+    Deltas,
+    as_integers,
+    choose_genes,
+    choose_heat_map,
+    read_deltas,
+)
+from perturbzoo.report.results import Results, find_optional
+from perturbzoo.report.verdict import (
+    AHEAD,
+    BEHIND,
+    LEVEL,
+    UNKNOWN,
+    compare_with_floors,
+    digits_for,
+    verdict_sentence,
+)
+
+MAIN_METRICS = ("pearson_delta_perturbed_reference", "pearson_delta")
+"""The first sentence is about the first of these that there is, unless a benchmark names another: what all perturbations share
+is worth nothing on it."""
+POINT_METRICS = ("pearson_delta", "pearson_delta_perturbed_reference", "rmse", "mse_top20_de")
+"""What is said of one condition beside its plot."""
+RUN_ENTRIES = {
+    "source": "file",
+    "model": "model",
+    "cells": "cells",
+    "controls": "control cells",
+    "genes": "genes",
+    "conditions": "conditions",
+    "contexts": "contexts",
+    "value_space": "values",
+    "depth": "counts per cell",
+    "split": "split",
+}
+BENCHMARK_ENTRIES = {"data": "data", "models": "models", "splits": "splits", "seeds": "seeds", "finished": "finished runs"}
+"""What is said of the data, by the name in data.json and benchmark.json."""
+
+
+def collect(results: Results) -> dict[str, Any]:
+    """Put together what the page of a run or benchmark says."""
+    summary = results.summary
+    metrics = [name for name in FILE_METRICS if (summary.loc[summary["metric"] == name, "mean"].notna()).any()]
+    if not metrics:
+        raise PerturbZooError(f"{results.folder}: the summary has a value in no metric that perturbzoo defines")
+    main = next((name for name in (results.metric, *MAIN_METRICS) if name in metrics), metrics[0])
+    # the same for every model, whatever it is good at: what the commands print
+    shown = [main, *(name for name in PRINTED if name in metrics and name != main)]
+    names = [name for name in results.kinds if name in set(summary["model"])]
+    deltas = read_deltas(results, main)
+    return {
+        "title": results.title,
+        "description": results.description,
+        "benchmark": results.benchmark,
+        "version": str(results.about.get("version", __version__)),
+        "main": main,
+        "metrics": [_metric(name, summary) for name in metrics],
+        "rows": [{"name": name, "kind": results.kinds[name]} for name in names],
+        "categories": list(dict.fromkeys([ALL, *summary["category"]])),
+        "scores": _scores(summary, names, metrics),
+        "shown": shown,
+        "ranks": _ranks(
+            summary[summary["metric"].isin(shown)], [name for name in names if results.kinds[name] in (MODEL, FLOOR)]
+        ),
+        "verdict": _verdict(results, main, shown),
+        "deltas": None if deltas is None else _deltas(deltas, results),
+        "heat": None if deltas is None else _heat_map(deltas),
+        "uncertainty": _uncertainty(results),
+        "about": _about(results),
+        "glossary": wording.GLOSSARY,
+    }
+
+
+def _metric(name: str, summary: pd.DataFrame) -> dict[str, Any]:
+    better = {True: "higher", False: "lower", None: "near 1"}[FILE_METRICS[name]]
+    numbers = summary.loc[summary["metric"] == name, ["mean", "low", "high"]].to_numpy(dtype=float)
+    return {
+        "name": name,
+        "label": wording.label_of(name),
+        "better": better,
+        "definition": wording.DEFINITIONS.get(name, ""),
+        "digits": digits_for(numbers),
+    }
+
+
+def _scores(summary: pd.DataFrame, names: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
+    """``scores[metric][category][row] = [n, mean, low, high]``, as in the table."""
+    found: dict[str, Any] = {name: {} for name in metrics}
+    rows = summary[summary["model"].isin(list(names)) & summary["metric"].isin(list(metrics))]
+    for row in rows.itertuples(index=False):
+        numbers = [int(row.n), *(_number(value) for value in (row.mean, row.low, row.high))]
+        found[str(row.metric)].setdefault(str(row.category), {})[str(row.model)] = numbers
+    return found
+
+
+def _ranks(summary: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
+    ranks = rank_rows(summary, names)
+    return {name: {str(row): _number(value) for row, value in ranks[name].items()} for name in ranks}
+
+
+def _verdict(results: Results, main: str, shown: Sequence[str]) -> dict[str, Any]:
+    """The first sentence, and the comparison of every model with the floors by every metric."""
+    scores = {name: _only(table, shown) for name, table in results.scores.items()}
+    floors = {name: scores[name] for name in results.of_kind(FLOOR) if name in scores}
+    models = [name for name in results.of_kind(MODEL) if name in scores]
+    tables = {name: compare_with_floors(scores[name], floors) for name in models}
+    label = wording.label_of(main)
+    rows = {
+        name: [
+            {key: _number(value) if isinstance(value, float) else value for key, value in row.items()}
+            for row in table.to_dict("records")
+        ]
+        for name, table in tables.items()
+    }
+    of_main = {name: _row_of(table, main) for name, table in tables.items()}
+    if len(models) == 1:
+        means = results.summary.loc[results.summary["metric"] == main, ["mean", "low", "high"]].to_numpy(dtype=float)
+        answer, sentence = verdict_sentence(models[0], of_main[models[0]], label, digits_for(means))
+        sentence += " " + _across(tables[models[0]])
+    else:
+        answer, sentence = _many(of_main, label, _first_by(results, main, models))
+    return {"answer": answer, "sentence": sentence, "models": rows, "n_floors": len(floors)}
+
+
+def _row_of(table: pd.DataFrame, metric: str) -> dict[str, Any]:
+    rows = table[table["metric"] == metric].to_dict("records")
+    return rows[0] if rows else {"metric": metric, "state": UNKNOWN, "rival": "", "n": 0}
+
+
+def _only(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """A table of scores with these metrics alone."""
+    return table[["condition", "context", "category", *(name for name in metrics if name in table)]]
+
+
+def _across(table: pd.DataFrame) -> str:
+    """How a model does against the floors by all metrics that are shown."""
+    count = table["state"].value_counts()
+    n = len(table) - int(count.get(UNKNOWN, 0))
+    if n == 0:
+        return ""
+    behind = table[table["state"] == BEHIND]
+    text = f"Of {n} metrics it is ahead of every floor on {count.get(AHEAD, 0)}, level on {count.get(LEVEL, 0)}, behind on {len(behind) or 'none'}"
+    if len(behind):
+        listed = [f"{wording.label_of(row.metric)}: {row.rival}" for row in behind.head(3).itertuples()]
+        text += f" ({'; '.join(listed)}{'; ...' if len(behind) > 3 else ''})"
+    return text + "."
+
+
+def _many(rows: dict[str, dict[str, Any]], label: str, first: str) -> tuple[str, str]:
+    """Answer for several models: which beat every floor, which are beaten by one."""
+    ahead = [name for name, row in rows.items() if row["state"] == AHEAD]
+    behind = [name for name, row in rows.items() if row["state"] == BEHIND]
+    if not rows or all(row["state"] == UNKNOWN for row in rows.values()):
+        return "Unknown.", f"There are too few conditions, or no floors, to compare the models with on {label}."
+    answer = "Yes." if len(ahead) == len(rows) else "Some do." if ahead else "No." if len(behind) == len(rows) else "Not shown."
+    text = f"{len(ahead)} of {len(rows)} models beat every floor on {label}"
+    text += f": {_listed(ahead)}." if ahead else "."
+    if behind:
+        losses = [f"{name} to {rows[name]['rival']}" for name in behind]
+        text += f" {len(behind)} {'loses' if len(behind) == 1 else 'lose'} to one: {_listed(losses)}."
+    level = len(rows) - len(ahead) - len(behind)
+    if level:
+        text += f" {level} cannot be told from the floors."
+    # a floor that wins is what a reader must hear first
+    return answer, f"{first} {text}" if first.startswith("A floor") else f"{text} {first}".strip()
+
+
+def _listed(names: Sequence[str], count: int = 6) -> str:
+    shown = [*names[:count], f"{len(names) - count} more"] if len(names) > count else list(names)
+    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
+
+
+def _first_by(results: Results, main: str, models: Sequence[str]) -> str:
+    """Which row has the best mean, floors included."""
+    ranks = rank_rows(results.summary, [*models, *results.of_kind(FLOOR)])
+    if main not in ranks or ranks[main].isna().all():
+        return ""
+    best = str(ranks[main].idxmin())
+    if results.kinds[best] == FLOOR:
+        return f"A floor has the best mean: {best}."
+    return f"The best mean is that of {best}."
+
+
+def _deltas(deltas: Deltas, results: Results) -> dict[str, Any]:
+    """The conditions of the picker: per condition some genes, with observed and predicted change as integers of 1e-4."""
+    targets = [_targets(name) for name in deltas.conditions["condition"]]
+    genes = choose_genes(deltas, targets)
+    used = np.unique(np.concatenate(genes))
+    place = np.full(len(deltas.genes), -1)
+    place[used] = np.arange(len(used))
+    run = results.runs[0]
+    lookup = {name: _by_condition(table) for name, table in results.scores.items() if name in deltas.predicted}
+    items = []
+    for row, label in enumerate(deltas.conditions.itertuples(index=False)):
+        chosen, context = genes[row], str(label.context)
+        key = results.context_in_tables(run, context)
+        items.append(
+            {
+                "condition": label.condition,
+                "context": context,
+                "category": label.category,
+                "n": int(label.n_cells),
+                "targets": targets[row],
+                "genes": place[chosen].tolist(),
+                "observed": as_integers(deltas.observed[row, chosen]),
+                "predicted": [as_integers(values[row, chosen]) for values in deltas.predicted.values()],
+                "scores": [lookup.get(name, {}).get((label.condition, key)) for name in deltas.predicted],
+            }
+        )
+    notes = []
+    if len(items) < deltas.in_file:
+        notes.append(
+            f"{len(items):,} of {deltas.in_file:,} conditions are here, evenly spread from the worst to the best predicted; "
+            "the tables have all."
+        )
+    if len(deltas.genes) > N_GENES:
+        notes.append(
+            f"Of {len(deltas.genes):,} genes each plot shows {N_GENES}: the {N_GENES // 3} with the largest observed change, the "
+            f"{N_GENES // 6} with the largest predicted one, the targets, and a random sample of the others. The scores are over all genes."
+        )
+    if run.split:
+        notes.append(f"Changes are those of split {run.split}, seed {run.seed}; scores are means over seeds.")
+    return {
+        "sources": list(deltas.predicted),
+        "genes": [deltas.genes[index] for index in used],
+        "metrics": [{"name": name, "label": wording.label_of(name)} for name in POINT_METRICS],
+        "items": items,
+        "notes": notes,
+    }
+
+
+def _by_condition(table: pd.DataFrame) -> dict[tuple[str, str], list[float | None]]:
+    """Scores of :data:`POINT_METRICS` by condition and context."""
+    numbers = table.reindex(columns=list(POINT_METRICS)).to_numpy(dtype=float)
+    keys = zip(table["condition"], table["context"], strict=True)
+    return {key: [_number(value) for value in row] for key, row in zip(keys, numbers, strict=True)}
+
+
+def _targets(condition: str) -> list[str]:
+    """Targets of a condition; none where its name cannot be read."""
+    try:
+        return list(parse_condition(condition).targets)
+    except PerturbZooError:
+        return []
+
+
+def _heat_map(deltas: Deltas) -> dict[str, Any]:
+    rows, genes = choose_heat_map(deltas)
+    at = np.ix_(rows, genes)
+    labels = deltas.conditions.iloc[rows]
+    return {
+        "conditions": [" | ".join(filter(None, pair)) for pair in zip(labels["condition"], labels["context"], strict=True)],
+        "genes": [deltas.genes[index] for index in genes],
+        "observed": as_integers(deltas.observed[at]),
+        "sources": list(deltas.predicted),
+        "predicted": [as_integers(values[at]) for values in deltas.predicted.values()],
+        "note": f"Up to {N_ROWS} conditions, evenly spread over the list, and {N_COLUMNS} genes: of those among the 20 most "
+        "differentially expressed of any of these conditions (|change| over its standard error), the ones that change most in all of them. "
+        "Alike conditions and alike genes lie beside each other, by the observed change.",
+    }
+
+
+def _uncertainty(results: Results) -> list[dict[str, Any]]:
+    """Calibration and error ranks of each model that has errors."""
+    found = []
+    for run in results.runs:
+        curve = find_optional(run, "calibration.csv", "level", "coverage")
+        errors = find_optional(run, "uncertainty.csv", "condition", "predicted_rmse", "rmse")
+        if curve is None or errors is None:
+            continue
+        kept = errors[["predicted_rmse", "rmse"]].astype(float)
+        rho = kept["predicted_rmse"].corr(kept["rmse"], method="spearman") if len(kept) > 2 else math.nan
+        shown = np.unique(np.linspace(0, len(errors) - 1, 500).astype(int))
+        found.append(
+            {
+                "model": run.model,
+                "curve": curve[["level", "coverage"]].astype(float).to_numpy().tolist(),
+                "spearman": _number(float(rho)),
+                "n": len(errors),
+                "points": [
+                    [str(errors["condition"].iloc[row]), *(_number(value) for value in kept.iloc[row])]
+                    for row in shown.tolist()
+                ],
+            }
+        )
+    return found
+
+
+def _about(results: Results) -> dict[str, Any]:
+    """What the data are: pairs of a name and a text, and the warning about a stand-in, if it is one."""
+    about = results.about
+    named = BENCHMARK_ENTRIES if results.benchmark else RUN_ENTRIES
+    entries = [(label, _text(about[key])) for key, label in named.items() if about.get(key) not in (None, "", [], [""], {})]
+    if results.undone:
+        entries.append(("failed", ", ".join(results.undone)))
+    entries += [("perturbzoo", str(about["version"]))] if "version" in about else []
+    stand_in = ""
+    if about.get("stand_in"):
+        stand_in = str(about.get("stand_in_note") or "A stand-in of the same layout was used in place of the named data.")
+    missing = "" if about else "data.json is not in this folder: runs tested with an older perturbzoo have none."
+    return {"entries": entries, "stand_in": stand_in, "missing": missing}
+
+
+def _text(value: Any) -> str:
+    """A value of a JSON file in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{_text(entry)} {name}" for name, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: Any) -> float | None:
+    """A number that JSON can hold."""
+    number = float(value)
+    return number if math.isfinite(number) else None

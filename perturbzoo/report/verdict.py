@@ -1,0 +1,94 @@
+"""What the numbers say: whether a model beats the floors, and who is first by which metric. Tables in, tables out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from perturbzoo.evaluation.rows import FEWEST
+from perturbzoo.evaluation.summary import ALL, paired_difference
+from perturbzoo.evaluation.table import FILE_METRICS
+
+AHEAD, LEVEL, BEHIND, UNKNOWN = "ahead", "level", "behind", "unknown"
+
+
+def compare_with_floors(model: pd.DataFrame, floors: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Compare a model with every floor, condition by condition, in every metric that has a better and a worse.
+
+    Parameters
+    ----------
+    model
+        Scores of its conditions (:func:`perturbzoo.evaluation.table.score_conditions`).
+    floors
+        The same of the floors, by name.
+
+    Returns
+    -------
+    One row per metric: metric, state, rival, n, advantage, low, high, floors. The model is ``ahead`` if the 95 % interval of the
+    paired difference is in its favour against every floor, ``behind`` if it is in favour of any floor, ``level`` in between,
+    ``unknown`` where fewer than :data:`FEWEST` conditions are common, or there is no floor. `rival` is the floor that the state rests on: the one
+    the model has the least advantage over, among those it is behind if it is, else among those it is level with if it is. `advantage` is above 0 in favour of the model.
+    """
+    columns = ["metric", "rival", "n", "advantage", "low", "high"]
+    parts = [_advantages(model, floor).assign(rival=name) for name, floor in floors.items()]
+    found = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    rows = []
+    for metric in (name for name, higher in FILE_METRICS.items() if higher is not None and name in model):
+        every = found[(found["metric"] == metric) & found["advantage"].notna()]
+        known = every[every["low"].notna() & (every["n"] >= FEWEST)].sort_values("advantage", kind="stable")
+        if known.empty:
+            rows.append({"metric": metric, "state": UNKNOWN, "rival": "", "n": int(every["n"].max()) if len(every) else 0})
+            continue
+        lost = known[known["high"] < 0]
+        state = BEHIND if len(lost) else AHEAD if (known["low"] > 0).all() else LEVEL
+        even = known[known["low"] <= 0]
+        decisive = (lost if len(lost) else even if len(even) else known).iloc[0]
+        rows.append({**decisive.to_dict(), "state": state, "floors": len(known)})
+    return pd.DataFrame(rows, columns=["metric", "state", "rival", "n", "advantage", "low", "high", "floors"])
+
+
+def _advantages(model: pd.DataFrame, floor: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences over all conditions, above 0 in favour of the model."""
+    # one category: the categories' own intervals are not asked for here
+    difference = paired_difference(model.assign(category="any"), floor.assign(category="any"))
+    difference = difference[difference["category"] == ALL].rename(columns={"difference": "advantage"})
+    lower = [FILE_METRICS[name] is False for name in difference["metric"]]
+    difference.loc[lower, ["advantage", "low", "high"]] = -difference.loc[lower, ["advantage", "high", "low"]].to_numpy()
+    return difference
+
+
+def verdict_sentence(model: str, row: Mapping[str, object], label: str, digits: int = 3) -> tuple[str, str]:
+    """Answer "does the model beat the floors?" from one row of :func:`compare_with_floors`.
+
+    Returns
+    -------
+    The answer in a word or two, and the sentence behind it.
+    """
+    state, rival, n = row["state"], row["rival"], int(row["n"])  # type: ignore[call-overload]
+    if state == UNKNOWN:
+        return "Unknown.", f"There are too few conditions, or no floors, to compare {model} with on {label}."
+    advantage, low, high = (float(row[name]) for name in ("advantage", "low", "high"))  # type: ignore[arg-type]
+    pairs = f"{n} conditions, paired, 95 % interval"
+    if state == AHEAD:
+        many = f"all {row['floors']} floors" if int(row["floors"]) > 1 else "the floor"  # type: ignore[call-overload]
+        size = written(advantage, low, high, digits)
+        return "Yes.", f"{model} beats {many} on {label}; the closest is {rival}, behind by {size} ({pairs})."
+    if state == BEHIND:
+        size = written(-advantage, -high, -low, digits)
+        return "No.", f"The floor {rival} beats {model} on {label}, by {size} ({pairs})."
+    size = written(advantage, low, high, digits)
+    return "Not shown.", f"{model} cannot be told from the floor {rival} on {label}: its advantage is {size} ({pairs})."
+
+
+def written(value: float, low: float, high: float, digits: int = 3) -> str:
+    """A number with its interval, with true minus signs."""
+    return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(value, low, high, d=digits).replace("-", "\u2212")
+
+
+def digits_for(values: np.ndarray) -> int:
+    """Decimals to write these numbers with: three from 0.1 on, fewer of numbers above 10, three figures of small ones."""
+    largest = float(np.nanmax(np.abs(values), initial=0.0))
+    power = np.floor(np.log10(largest)) if largest > 0 else 0
+    return int(np.clip(2 - power if power < -1 else 3 - power if power > 0 else 3, 0, 8))
