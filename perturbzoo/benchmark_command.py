@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -162,7 +161,7 @@ def summarise(experiment: Experiment, output: Path, failed: Sequence[Outcome], a
     unfinished = output / ".benchmark.json.part"
     unfinished.write_text(json.dumps(about, indent=1) + "\n")
     unfinished.replace(output / "benchmark.json")
-    if finished and importlib.util.find_spec("perturbzoo.report") is not None:
+    if finished:
         from perturbzoo.report import write_report
 
         write_report(output, output / "report.html")

@@ -124,7 +124,7 @@ def test_a_public_file_is_here_once_it_is_in_the_cache(tmp_path: Path, monkeypat
         ({"splits": []}, "splits must be named"),
         ({"splits": {"a": {"seed": 1}}}, "splits, a: give the arguments of a split"),
         ({"splits": {"a": {"method": "kfolds"}}}, "splits, a: no split method 'kfolds'; did you mean 'kfold'"),
-        ({"metric": "pearson"}, "no metric 'pearson'; did you mean 'pearson_delta'"),
+        ({"metric": "pearson_dleta"}, "no metric 'pearson_dleta'; did you mean 'pearson_delta'"),
         ({"overrides": [1]}, "overrides must be sections"),
         ({"stand_in": {"files": "norman"}}, "stand_in: unknown key 'files'; did you mean 'file'"),
         ({"stand_in": "norman"}, "stand_in must hold 'file'"),
