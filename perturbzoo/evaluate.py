@@ -19,6 +19,7 @@ from scipy import sparse
 from perturbzoo import floors
 from perturbzoo.data.cell_blocks import CellFile, group_totals
 from perturbzoo.data.datamodule import TrainingPseudobulks
+from perturbzoo.data.packed_cells import PackedCells
 from perturbzoo.data.screen import Columns
 from perturbzoo.data.split_methods import category_of
 from perturbzoo.data.two_files import CONTROL, Key, Side, common_rows, control_side, key_name, read_sides
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 SAMPLE_BYTES = 1 << 30
 """Memory that the sampled cells of one file may take; fewer cells are sampled where it is not enough."""
 
-CONTROLS_PER_CELL = 5
+CONTROLS_PER_CELL = 3
 """How many times as many control cells as cells of a condition are kept for tests."""
 
 
@@ -258,14 +259,16 @@ def _sample(side: Side, pool: np.ndarray, n_rows: int, n_contexts: int, max_cell
     return order[rank < np.where(np.repeat(pool[order[start]] < n_rows, size), limit, CONTROLS_PER_CELL * limit)]
 
 
-def _cells(values: sparse.csr_matrix, starts: np.ndarray, max_cells: int) -> Cells:
+def _cells(values: PackedCells, starts: np.ndarray, max_cells: int) -> Cells:
     """Distances take up to `max_cells` of them, tests all."""
 
     def of(row: int) -> np.ndarray:
-        return values[starts[row] : min(starts[row] + max_cells, starts[row + 1])].toarray()
+        return values.rows(starts[row], min(starts[row] + max_cells, starts[row + 1])).toarray()
 
     def sparse_of(rows: Sequence[int]) -> sparse.csr_matrix:
-        return values[np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])]
+        if list(rows) == list(range(rows[0], rows[0] + len(rows))):
+            return values.rows(starts[rows[0]], starts[rows[-1] + 1])
+        return sparse.vstack([values.rows(starts[row], starts[row + 1]) for row in rows], format="csr")
 
     return Cells(of, np.diff(starts), sparse_of)
 

@@ -17,6 +17,7 @@ from scipy import sparse
 
 from perturbzoo.data import columns
 from perturbzoo.data.h5ad import open_h5ad, read_cells, read_tables, value_elements
+from perturbzoo.data.packed_cells import PackedCells
 from perturbzoo.data.reading import LOG1P_MAXIMUM, ValueRange, h5ad_file, values_as_csr
 from perturbzoo.data.screen import Columns, find_contexts, gene_names, match_levels, read_labels
 from perturbzoo.errors import PerturbZooError, shortened
@@ -242,13 +243,13 @@ class GroupTotals:
     total, square
         Shape ``(N, G)``, float64: sums of the log1p-normalised values and of their squares.
     cells
-        The sampled cells, float32, rows in the order they were asked for.
+        The sampled cells, in the order they were asked for.
     """
 
     count: np.ndarray
     total: np.ndarray
     square: np.ndarray
-    cells: sparse.csr_matrix
+    cells: PackedCells
 
 
 def group_totals(
@@ -274,15 +275,19 @@ def group_totals(
         count=np.bincount(group[group >= 0], minlength=n_groups),
         total=np.zeros((n_groups, n_genes)),
         square=np.zeros((n_groups, n_genes)),
-        cells=sparse.csr_matrix((0, n_genes), dtype=np.float32),
+        cells=PackedCells(n_genes),
     )
     order = np.argsort(sampled)
-    wanted, kept = sampled[order], []
+    wanted = sampled[order]
     for start, block in cells.blocks():
         stop = start + block.shape[0]
-        if scale is not None:
-            values = block.data if sparse.issparse(block) else block
-            factor = scale[start:stop].astype(np.float32)
+        factor = None if scale is None else scale[start:stop].astype(np.float32)
+        mine = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)] - start
+        if len(mine):
+            rows = block if len(mine) == block.shape[0] else block[mine]
+            result.cells.add(sparse.csr_matrix(rows, dtype=np.float32), None if factor is None else factor[mine])
+        if factor is not None:
+            values = _data(block)
             lengths = np.diff(block.indptr) if sparse.issparse(block) else None
             values = values * (factor[:, None] if lengths is None else np.repeat(factor, lengths))
             block = with_values(block, np.log1p(values))
@@ -293,11 +298,7 @@ def group_totals(
             sums = indicator @ part
             sums = sums.toarray() if sparse.issparse(sums) else sums
             table[present[present >= 0]] += sums[present >= 0]
-        mine = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)] - start
-        if len(mine):
-            kept.append(sparse.csr_matrix(block[mine], dtype=np.float32))
-    if kept:
-        result.cells = sparse.vstack(kept, format="csr")[np.argsort(order)]
+    result.cells.put_in_order(order)
     return result
 
 

@@ -6,14 +6,15 @@ them, each side is tested once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perturbzoo.evaluation import open_problems, recovery
-from perturbzoo.evaluation.differential import Differential, against_control, unchanged
+from perturbzoo.evaluation.differential import Differential, against_control, linear_mean, unchanged
 from perturbzoo.evaluation.metrics import Array
 
 if TYPE_CHECKING:
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
     from perturbzoo.evaluation.comparison import Candidate, Cells, Comparison, Truth
 
-_VALUES = 1 << 25  # values of the tested cells of one side, zeros included
+_VALUES = 1 << 23  # values of the tested cells of one side, zeros included
 
 
-def columns(comparison: Comparison, rows: Mapping[str, tuple[Candidate, Truth]]) -> dict[str, dict[str, Array]]:
+def columns(
+    comparison: Comparison, rows: Mapping[str, tuple[Candidate, Truth]], pool: Executor
+) -> Callable[[], dict[str, dict[str, Array]]]:
     """Score every candidate that has cells; off-target precision also where it has none.
 
     Control cells that are moved as a whole, as floors are made, are not tested: each zero becomes another value, so that nearly every gene
@@ -36,25 +39,48 @@ def columns(comparison: Comparison, rows: Mapping[str, tuple[Candidate, Truth]])
         What is compared, with sampled cells.
     rows
         By name, the candidates and the measured cells that each is held against.
+    pool
+        Where the work is done.
 
     Returns
     -------
-    By name and column, ``(P,)``.
+    What waits for the columns: by name and column, ``(P,)``.
     """
-    cells, controls = comparison.cells, comparison.control_cells
-    assert cells is not None
-    assert controls is not None
-    found: dict[str, dict[str, Array]] = {name: {} for name in rows}
+    tested = pool.submit(_test_all, comparison, rows, pool)
+
+    def collected() -> dict[str, dict[str, Array]]:
+        found: dict[str, dict[str, Array]] = {name: {} for name in rows}
+        for block, scored in tested.result():
+            for name, of in scored.result().items():
+                for column, part in of.items():
+                    found[name].setdefault(column, np.full(len(comparison.context), np.nan))[block] = part
+        return found
+
+    return collected
+
+
+def _test_all(
+    comparison: Comparison, rows: Mapping[str, tuple[Candidate, Truth]], pool: Executor
+) -> list[tuple[NDArray[np.intp], Future[dict[str, dict[str, Array]]]]]:
+    """Test the conditions a few at a time, by as many threads as there are; meanwhile others make scores of what is tested."""
+    assert comparison.control_cells is not None
+    scored = []
     for context, block in _blocks(comparison):
-        tests = _Tests(comparison, block, controls.sparse_of([context]))
-        scored: dict[tuple[int, int], dict[str, Array]] = {}
-        for name, (candidate, truth) in rows.items():
-            key = (id(candidate), id(truth))
-            if key not in scored:  # one ceiling goes by two names
-                scored[key] = _scores(tests, candidate, truth)
-            for column, part in scored[key].items():
-                found[name].setdefault(column, np.full(len(comparison.context), np.nan))[block] = part
-    return found
+        tests = _Tests(comparison, block, comparison.control_cells.sparse_of([context]))
+        for candidate, truth in rows.values():
+            tests.measured(truth.half)
+            tests.predicted(candidate)
+        scored.append((block, pool.submit(_score_all, tests, rows)))
+    return scored
+
+
+def _score_all(tests: _Tests, rows: Mapping[str, tuple[Candidate, Truth]]) -> dict[str, dict[str, Array]]:
+    scored: dict[tuple[int, int], dict[str, Array]] = {}
+    for candidate, truth in rows.values():
+        key = (id(candidate), id(truth))
+        if key not in scored:  # one ceiling goes by two names
+            scored[key] = _scores(tests, candidate, truth)
+    return {name: scored[id(candidate), id(truth)] for name, (candidate, truth) in rows.items()}
 
 
 def _scores(tests: _Tests, candidate: Candidate, truth: Truth) -> dict[str, Array]:
@@ -77,6 +103,7 @@ class _Tests:
 
     def __init__(self, comparison: Comparison, block: NDArray[np.intp], control: csr_matrix) -> None:
         self.comparison, self.block, self.control = comparison, block, control
+        self.control_mean = linear_mean(control, np.zeros(control.shape[0], dtype=np.int64), 1)
         self.halves: list[Differential] = []
         self.sides: dict[int, Differential] = {}
 
@@ -87,9 +114,11 @@ class _Tests:
             return self._of(cells)
         if not self.halves:  # both in one run, as conditions of their own
             parts = np.concatenate([self.comparison.half[row] for row in self.block])
-            group = np.repeat(np.arange(len(self.block)), cells.n[self.block])
-            self.halves = self._test(cells.sparse_of(self.block.tolist()), 2 * group + parts, 2)
+            self.halves = self._test(cells.sparse_of(self.block.tolist()), 2 * self._group(cells) + parts, 2)
         return self.halves[half]
+
+    def _group(self, cells: Cells) -> NDArray[np.int64]:
+        return np.repeat(np.arange(len(self.block)), cells.n[self.block])
 
     def predicted(self, candidate: Candidate) -> Differential | None:
         if candidate.half is not None:
@@ -101,8 +130,7 @@ class _Tests:
 
     def _of(self, cells: Cells) -> Differential:
         if id(cells) not in self.sides:
-            group = np.repeat(np.arange(len(self.block)), cells.n[self.block])
-            (self.sides[id(cells)],) = self._test(cells.sparse_of(self.block.tolist()), group, 1)
+            (self.sides[id(cells)],) = self._test(cells.sparse_of(self.block.tolist()), self._group(cells), 1)
         return self.sides[id(cells)]
 
     def _test(self, values: csr_matrix, group: NDArray[np.int64], parts: int) -> list[Differential]:
@@ -111,7 +139,8 @@ class _Tests:
         several = np.bincount(group, minlength=n_groups)[group] > 1
         if not several.all():
             values, group = values[several], group[several]
-        found = against_control(values, group, n_groups, self.control)
+        means = linear_mean(values, group, n_groups), self.control_mean
+        found = against_control(values, group, n_groups, self.control, means=means)
         tables = (found.p_value, found.p_adjusted, found.log2_fold_change)
         return [Differential(*(table[part::parts] for table in tables)) for part in range(parts)]
 

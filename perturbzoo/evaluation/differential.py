@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,9 @@ SIGNIFICANT = 0.05
 """Adjusted p-values below this count as differentially expressed."""
 
 _PSEUDOCOUNT = 1e-9
+_CELLS = 512  # on the linear scale at a time
+# illico takes all processors, and its check of the matrix must not run twice at a time
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass
@@ -64,6 +68,7 @@ def against_control(
     n_groups: int,
     control: sparse.csr_matrix,
     *,
+    means: tuple[Array, Array] | None = None,
     threads: int | None = None,
 ) -> Differential:
     """Test each condition's cells against control cells, gene by gene.
@@ -81,6 +86,8 @@ def against_control(
         P.
     control
         Shape ``(M, G)``: control cells, of the conditions' context.
+    means
+        :func:`linear_mean` of the groups, ``(P, G)``, and of the controls, ``(1, G)``, where they are known already.
     threads
         Of illico; None: as many as numba has, one for each processor of this process. The numbers do not depend on it.
     """
@@ -89,19 +96,26 @@ def against_control(
     if len(present) == 0 or control.shape[0] == 0:
         return result
     p = _wilcoxon(cells, place, len(present), control, threads)
-    mean = _linear_mean(cells, place, len(present))
-    control_mean = _linear_mean(control, np.zeros(control.shape[0], dtype=np.int64), 1)
+    if means is None:
+        means = linear_mean(cells, group, n_groups), linear_mean(control, np.zeros(control.shape[0], dtype=np.int64), 1)
+    mean, control_mean = means[0][present], means[1]
     with np.errstate(invalid="ignore", divide="ignore"):
         result.log2_fold_change[present] = np.log2((mean + _PSEUDOCOUNT) / (control_mean + _PSEUDOCOUNT))
     result.p_value[present], result.p_adjusted[present] = p, false_discovery_control(p, axis=1)
     return result
 
 
-def _linear_mean(cells: sparse.csr_matrix, place: NDArray[np.integer], n: int) -> Array:
-    """Mean of ``expm1`` over the cells of each group, float64, ``(n, G)``."""
-    linear = sparse.csr_matrix((np.expm1(cells.data.astype(np.float64)), cells.indices, cells.indptr), shape=cells.shape)
-    indicator = sparse.csr_matrix((np.ones(len(place)), (place, np.arange(len(place)))), shape=(n, len(place)))
-    return (indicator @ linear).toarray() / np.bincount(place, minlength=n)[:, None]
+def linear_mean(cells: sparse.csr_matrix, group: NDArray[np.integer], n: int) -> Array:
+    """Mean of ``expm1`` over the cells of each group, float64, ``(n, G)``; NaN for a group without cells."""
+    total = np.zeros((n, cells.shape[1]))
+    for start in range(0, cells.shape[0], _CELLS):
+        piece, mine = cells[start : start + _CELLS], group[start : start + _CELLS]
+        piece.data = np.expm1(piece.data.astype(np.float64))
+        present, place = np.unique(mine, return_inverse=True)
+        indicator = sparse.csr_matrix((np.ones(len(mine)), (place, np.arange(len(mine)))), shape=(len(present), len(mine)))
+        total[present] += (indicator @ piece).toarray()
+    with np.errstate(invalid="ignore"):
+        return total / np.bincount(group, minlength=n)[:, None]
 
 
 def _wilcoxon(
@@ -119,9 +133,10 @@ def _wilcoxon(
     labels = np.concatenate([np.full(control.shape[0], n), place])
     names = np.array([f"{number:09d}" for number in range(n + 1)])  # the controls come last, whatever sorts them
     table = anndata.AnnData(values, obs=pd.DataFrame({"group": names[labels]}, index=np.arange(len(labels)).astype(str)))
-    logger.disable("illico")
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
+    # a progress bar that cannot be turned off
+    with _ONE_AT_A_TIME, contextlib.redirect_stderr(io.StringIO()):
+        logger.disable("illico")
+        try:
             found = illico.asymptotic_wilcoxon(
                 table,
                 is_log1p=True,
@@ -131,8 +146,8 @@ def _wilcoxon(
                 use_continuity=False,
                 tie_correct=True,
             )
-    finally:
-        logger.enable("illico")
+        finally:
+            logger.enable("illico")
     p = found["p_value"].to_numpy().reshape(-1, cells.shape[1])
     order = {name: row for row, name in enumerate(found.index.get_level_values(0)[:: cells.shape[1]])}
     return np.clip(np.nan_to_num(p[[order[name] for name in names[:n]]], nan=1.0), 0.0, 1.0)

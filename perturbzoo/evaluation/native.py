@@ -7,6 +7,8 @@ of the other, are added here. All are scored the same way. Called by :mod:`pertu
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -83,19 +85,31 @@ def score(
         rows |= ceilings(comparison)
     truths = {id(one): one for _, one in rows.values()}
     chosen = {key: pseudobulk_columns.choose(comparison, one.moments, one.half) for key, one in truths.items()}
-    scores: dict[str, pd.DataFrame] = {}
-    for name, (candidate, against) in rows.items():
-        if name == DUPLICATE:  # the same half twice
-            scores[name] = scores[CEILING].copy()
-        else:
-            scores[name] = _score(comparison, candidate, against, chosen[id(against)], pds)
-    if comparison.cells is not None:
-        for columns in (cell_distances(comparison, rows, estimator), cell_tests.columns(comparison, rows)):
-            for name, of in columns.items():
+    with ThreadPoolExecutor(_threads()) as pool:
+        # the longest first; nearly all of it is in compiled code, which leaves Python to the others
+        further = []
+        if comparison.cells is not None:
+            further = [
+                pool.submit(cell_distances, comparison, rows, estimator).result,
+                cell_tests.columns(comparison, rows, pool),
+            ]
+        tables = {
+            name: pool.submit(_score, comparison, candidate, against, chosen[id(against)], pds)
+            for name, (candidate, against) in rows.items()
+            if name != DUPLICATE  # the same half twice
+        }
+        scores = {name: tables[CEILING if name == DUPLICATE else name].result().copy() for name in rows}
+        for columns in further:
+            for name, of in columns().items():
                 scores[name] = _with(scores[name], of)
     if CEILING in scores:
         scores[CEILING] = at_full_size(scores[CEILING])
     return scores
+
+
+def _threads() -> int:
+    """Processors of this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _with(table: pd.DataFrame, columns: dict[str, Array]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from perturbzoo.evaluation.distribution import Array
 Estimator = Literal["u", "v"]
 
 _NEAR = 1e-2  # share of the squared lengths of two cells
-_PENDING = 1 << 22  # costs held before they are solved
+_PENDING = 1 << 20  # costs held before they are solved
 
 
 class Sample:

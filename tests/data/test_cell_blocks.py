@@ -52,7 +52,7 @@ def test_blocks_add_up(layout: str, block: int, adata: Any, tmp_path: Path, monk
             assert totals.count[number] == len(mine)
             np.testing.assert_allclose(totals.total[number], mine.sum(axis=0), rtol=1e-5, atol=1e-9)
             np.testing.assert_allclose(totals.square[number], (mine**2).sum(axis=0), rtol=1e-5, atol=1e-9)
-        np.testing.assert_allclose(totals.cells.toarray(), expected[sampled], rtol=1e-5)
+        np.testing.assert_allclose(totals.cells.rows(0, len(sampled)).toarray(), expected[sampled], rtol=1e-5)
 
 
 def test_cells_that_are_not_finite_are_found(adata: Any) -> None:
