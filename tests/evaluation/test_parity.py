@@ -30,9 +30,7 @@ def script() -> ModuleType:
 
 def _check(table: pd.DataFrame) -> None:
     assert set(table["native"]) <= {*FILE_METRICS, *COUNTS}
-    # products of float32 cells: distances are off by 1e-7 of their size, which is 10 to 100
-    allowed = np.where(table["native"] == "e_distance", 1e-5, 1e-6)
-    apart = table[~(table["difference"] <= allowed) & (table["conditions"] > 0)]
+    apart = table[~(table["difference"] <= 1e-6) & (table["conditions"] > 0)]
     assert apart.empty, apart.to_string()
     assert table["agree"].all(), table[~table["agree"]].to_string()
 
