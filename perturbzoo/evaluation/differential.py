@@ -139,7 +139,7 @@ def _wilcoxon(
         try:
             found = illico.asymptotic_wilcoxon(
                 table,
-                is_log1p=True,
+                is_log1p=False,  # of importance to its fold changes alone, which are not used
                 group_keys="group",
                 reference=names[n],
                 n_threads=threads or numba.get_num_threads(),

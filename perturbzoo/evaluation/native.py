@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from perturbzoo.evaluation import cell_tests, effects, metrics, pseudobulk_columns, retrieval
 from perturbzoo.evaluation.ceilings import CEILING, DUPLICATE, INTERPOLATED, ceilings
@@ -84,8 +85,12 @@ def score(
     if comparison.halves is not None:
         rows |= ceilings(comparison)
     truths = {id(one): one for _, one in rows.values()}
-    chosen = {key: pseudobulk_columns.choose(comparison, one.moments, one.half) for key, one in truths.items()}
-    with ThreadPoolExecutor(_threads()) as pool:
+    # one thread each: those of linear algebra would only wait for each other
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_threads()) as pool:
+        choices = {
+            key: pool.submit(pseudobulk_columns.choose, comparison, one.moments, one.half) for key, one in truths.items()
+        }
+        chosen = {key: choice.result() for key, choice in choices.items()}
         # the longest first; nearly all of it is in compiled code, which leaves Python to the others
         further = []
         if comparison.cells is not None:
