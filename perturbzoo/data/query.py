@@ -165,14 +165,16 @@ def read_query(controls: AnnData | str | os.PathLike[str], spec: DataSpec, data:
             f"{where}: {name_of_values(layer)} holds {called[space]}, the model was trained on {called[spec.value_space]}"
         )
     names = adata.var_names
-    matched, present = match_genes(
-        values, names if names.equals(pd.Index(spec.genes)) else _gene_names(adata, spec, data), spec, where
-    )
+    if not names.equals(pd.Index(spec.genes)):
+        names = _gene_names(adata, spec, data)
+    columns = pd.DataFrame(adata.obs, copy=True)
+    del adata  # with the cells that are no controls: of a large screen, two copies at a time are enough
+    matched, present = match_genes(values, names, spec, where)
     # entries that stand twice in a row count together; log1p of each alone would be wrong
     matched.sum_duplicates()
-    factors = np.zeros(adata.n_obs)
+    factors = np.zeros(len(columns))
     if space == "counts":
-        factors = matched_sizes(values, matched, present, adata.obs, spec, where)
+        factors = matched_sizes(values, matched, present, columns, spec, where)
         if not (keep := factors > 0).all():
             if not keep.any():
                 raise PerturbZooError(f"{where}: none of its {len(keep)} control cells has any count of the model's genes")
