@@ -213,7 +213,8 @@ def test_each_side_can_have_its_own_reference(predicted: Any, observed: Any) -> 
 
 
 def test_contexts_are_scored_by_themselves(make_adata: Callable[..., Any]) -> None:
-    observed = make_adata(cells_per_condition=12, n_controls=30, contexts=("a", "b"))
+    # more genes than the sets of variable ones have
+    observed = make_adata(cells_per_condition=12, n_controls=30, contexts=("a", "b"), n_genes=230)
     predicted = observed[::2].copy()
     columns = Columns(covariates=["context"])
     together = evaluate(predicted, observed, columns=columns, depth=100, max_cells=0).table

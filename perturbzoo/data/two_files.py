@@ -98,7 +98,7 @@ def _common_genes(files: dict[str, CellFile]) -> list[str]:
 
 def common_rows(predicted: Side, observed: Side, min_cells: int) -> list[Key]:
     """The (condition, context) pairs that both files have cells of; says which are left out."""
-    there = {key: size for key, size in zip(observed.keys, observed.size.tolist(), strict=True) if key[0] != CONTROL}
+    there = {key: size for key, size in zip(observed.keys, observed.size.tolist(), strict=True) if key[0] != CONTROL and size}
     here = {key for key, size in zip(predicted.keys, predicted.size.tolist(), strict=True) if key[0] != CONTROL and size}
     if not here:
         raise PerturbZooError(f"{predicted.file.where}: only control cells: nothing was predicted")

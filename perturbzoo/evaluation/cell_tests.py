@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from perturbzoo.evaluation import open_problems, recovery
+from perturbzoo.evaluation import open_problems, recovery, threads
 from perturbzoo.evaluation.differential import Differential, against_control, linear_mean, unchanged
 from perturbzoo.evaluation.metrics import Array
 
@@ -50,8 +50,8 @@ def columns(
 
     def collected() -> dict[str, dict[str, Array]]:
         found: dict[str, dict[str, Array]] = {name: {} for name in rows}
-        for block, scored in tested.result():
-            for name, of in scored.result().items():
+        for block, scored in threads.result(tested):
+            for name, of in threads.result(scored).items():
                 for column, part in of.items():
                     found[name].setdefault(column, np.full(len(comparison.context), np.nan))[block] = part
         return found

@@ -6,8 +6,8 @@ in :mod:`perturbzoo.evaluation.recovery` and :mod:`perturbzoo.evaluation.open_pr
 
 from __future__ import annotations
 
-import contextlib
-import io
+import functools
+import sys
 import threading
 from dataclasses import dataclass
 
@@ -93,7 +93,7 @@ def against_control(
     """
     result = Differential(*(np.full((n_groups, cells.shape[1]), np.nan) for _ in range(3)))
     present, place = np.unique(group, return_inverse=True)
-    if len(present) == 0 or control.shape[0] == 0:
+    if len(present) == 0 or control.shape[0] < 2:  # one cell is no sample
         return result
     p = _wilcoxon(cells, place, len(present), control, threads)
     if means is None:
@@ -127,27 +127,26 @@ def _wilcoxon(
     import numba
     import pandas as pd
     from loguru import logger
+    from tqdm.auto import tqdm
 
     values = sparse.vstack([control, cells], format="csr")
     values.sort_indices()  # illico insists
     labels = np.concatenate([np.full(control.shape[0], n), place])
     names = np.array([f"{number:09d}" for number in range(n + 1)])  # the controls come last, whatever sorts them
     table = anndata.AnnData(values, obs=pd.DataFrame({"group": names[labels]}, index=np.arange(len(labels)).astype(str)))
-    # a progress bar that cannot be turned off
-    with _ONE_AT_A_TIME, contextlib.redirect_stderr(io.StringIO()):
-        logger.disable("illico")
-        try:
-            found = illico.asymptotic_wilcoxon(
-                table,
-                is_log1p=False,  # of importance to its fold changes alone, which are not used
-                group_keys="group",
-                reference=names[n],
-                n_threads=threads or numba.get_num_threads(),
-                use_continuity=False,
-                tie_correct=True,
-            )
-        finally:
-            logger.enable("illico")
+    logger.disable("illico")
+    # its progress bar has no switch, and standard error is not ours to take away while other threads write there
+    setattr(sys.modules["illico.asymptotic_wilcoxon"], "tqdm", functools.partial(tqdm, disable=True))  # noqa: B010
+    with _ONE_AT_A_TIME:
+        found = illico.asymptotic_wilcoxon(
+            table,
+            is_log1p=False,  # of importance to its fold changes alone, which are not used
+            group_keys="group",
+            reference=names[n],
+            n_threads=threads or numba.get_num_threads(),
+            use_continuity=False,
+            tie_correct=True,
+        )
     p = found["p_value"].to_numpy().reshape(-1, cells.shape[1])
     order = {name: row for row, name in enumerate(found.index.get_level_values(0)[:: cells.shape[1]])}
     return np.clip(np.nan_to_num(p[[order[name] for name in names[:n]]], nan=1.0), 0.0, 1.0)

@@ -72,7 +72,7 @@ def gene_sets(t: Array, seen: Present, targets: NDArray[np.bool_]) -> dict[str, 
 
 
 def variable_genes(observed: Array, control: Array) -> NDArray[np.int64]:
-    """The 200 genes whose mean varies most between the observed conditions and their controls, the same for all rows.
+    """The 200 genes whose mean varies most between the observed conditions of a context and its controls, the same for its rows.
 
     GEARS takes the standard deviation over all conditions of the data; here it is over those that are scored, and their controls.
 
@@ -106,8 +106,10 @@ def scores(
         Shape ``(P, G)``: pseudobulks.
     change, observed_change
         Shape ``(P, G)``: the same less the control mean.
-    sets, seen, variable
-        Of :func:`gene_sets`, :func:`present` and :func:`variable_genes`.
+    sets, seen
+        Of :func:`gene_sets` and :func:`present`.
+    variable
+        Shape ``(P, k)``: :func:`variable_genes` of each row's context.
     targets
         Shape ``(P, G)``: genes that a condition perturbs; left out of what is called ``_no_target``.
 
@@ -133,7 +135,7 @@ def scores(
         found[f"pearson_{name}"] = _pearson_over(p, o, here)
         found[f"pearson_delta_{name}"] = _pearson_over(dp, do, here)
         found |= _directions(dp, do, here, f"_{name}")
-    p, o, dp, do = (table[:, variable] for table in (predicted, observed, change, observed_change))
+    p, o, dp, do = (np.take_along_axis(table, variable, axis=1) for table in (predicted, observed, change, observed_change))
     found["mse_top200_hvg"] = metrics.mse(p, o)
     found["pearson_top200_hvg"] = metrics.pearson(p, o)
     found["pearson_delta_top200_hvg"] = metrics.pearson(dp, do)

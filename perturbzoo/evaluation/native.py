@@ -7,16 +7,13 @@ of the other, are added here. All are scored the same way. Called by :mod:`pertu
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from perturbzoo.evaluation import cell_tests, effects, metrics, pseudobulk_columns, retrieval
+from perturbzoo.evaluation import cell_tests, effects, metrics, pseudobulk_columns, retrieval, threads
 from perturbzoo.evaluation.ceilings import CEILING, DUPLICATE, INTERPOLATED, ceilings
 from perturbzoo.evaluation.cell_distances import cell_distances
 from perturbzoo.evaluation.comparison import Candidate, Comparison, Truth, by_context, make_truth, pseudobulks_of
@@ -85,36 +82,28 @@ def score(
     if comparison.halves is not None:
         rows |= ceilings(comparison)
     truths = {id(one): one for _, one in rows.values()}
-    # one thread each: those of linear algebra would only wait for each other
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_threads()) as pool:
+    with threads.pool() as pool:
         choices = {
             key: pool.submit(pseudobulk_columns.choose, comparison, one.moments, one.half) for key, one in truths.items()
         }
-        chosen = {key: choice.result() for key, choice in choices.items()}
+        chosen = {key: threads.result(choice) for key, choice in choices.items()}
         # the longest first; nearly all of it is in compiled code, which leaves Python to the others
-        further = []
+        distances, tests = None, None
         if comparison.cells is not None:
-            further = [
-                pool.submit(cell_distances, comparison, rows, estimator).result,
-                cell_tests.columns(comparison, rows, pool),
-            ]
+            distances = pool.submit(cell_distances, comparison, rows, estimator)
+            tests = cell_tests.columns(comparison, rows, pool)
         tables = {
             name: pool.submit(_score, comparison, candidate, against, chosen[id(against)], pds)
             for name, (candidate, against) in rows.items()
             if name != DUPLICATE  # the same half twice
         }
-        scores = {name: tables[CEILING if name == DUPLICATE else name].result().copy() for name in rows}
-        for columns in further:
-            for name, of in columns().items():
+        scores = {name: threads.result(tables[CEILING if name == DUPLICATE else name]).copy() for name in rows}
+        for columns in (threads.result(distances), tests()) if distances and tests else ():
+            for name, of in columns.items():
                 scores[name] = _with(scores[name], of)
     if CEILING in scores:
         scores[CEILING] = at_full_size(scores[CEILING])
     return scores
-
-
-def _threads() -> int:
-    """Processors of this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _with(table: pd.DataFrame, columns: dict[str, Array]) -> pd.DataFrame:

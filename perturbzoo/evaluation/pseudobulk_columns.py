@@ -65,9 +65,14 @@ def choose(comparison: Comparison, measured: GroupMoments, half: int | None) -> 
         ranks[rows] = deltas.ranks(mean - control.mean[mine])
     sets = _joined(parts)
     known = np.isfinite(measured.mean).all(axis=1)
+    genes_of = {
+        one: gears.variable_genes(measured.mean[known & (context == one)], control.mean[[one]])
+        for one in np.unique(context).tolist()
+    }
+    variable = np.array([genes_of[one] for one in context.tolist()], dtype=np.int64)
     return Chosen(
         sets=sets,
-        variable=gears.variable_genes(measured.mean[known], control.mean[np.unique(context)]),
+        variable=variable,
         bands={} if comparison.cells is None else gears.quantiles(lambda row: measured_cells(comparison, row, half), sets),
         ranks=ranks,
         interactions=interaction_recovery.scores_of(measured.mean, control.mean, context, comparison.singles),
@@ -135,7 +140,7 @@ def _of_rows(
             sets=sets,
             seen=gears.present(observed, control),
             targets=comparison.targets[rows],
-            variable=chosen.variable,
+            variable=chosen.variable[rows],
         ),
         **gears.spread_scores(predicted, observed, measured.variance[rows], measured.count[rows], sets),
         **(gears.range_scores(predicted, sets, bands) if bands else {}),

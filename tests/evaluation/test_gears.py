@@ -20,7 +20,7 @@ def _scores(predicted: Array, observed: Array, control: Array, t: Array, targets
         sets=gears.gene_sets(t, seen, targets),
         seen=seen,
         targets=targets,
-        variable=gears.variable_genes(observed, control[:1]),
+        variable=np.tile(gears.variable_genes(observed, control[:1]), (len(observed), 1)),
     )
 
 
