@@ -8,6 +8,7 @@ of one context are held in memory, on both sides: the packages need them all.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +20,7 @@ from scipy import sparse
 from perturbzoo.data.screen import Columns
 from perturbzoo.data.split_methods import category_of
 from perturbzoo.data.two_files import CONTROL, Key, Side, common_rows, control_side, read_sides
-from perturbzoo.errors import PerturbZooError
+from perturbzoo.errors import PerturbZooError, PerturbZooWarning, shortened
 from perturbzoo.evaluation.native import NO_CHANGE, PERTURBED_MEAN, PREDICTION
 from perturbzoo.evaluation.summary import ALL, format_table, summarise
 from perturbzoo.perturbation import parse_condition
@@ -128,6 +129,7 @@ def evaluate_by(
     scores: dict[str, list[pd.DataFrame]] = {}
     extra: list[pd.DataFrame] = []
     metrics: dict[str, bool] = {}
+    refused: list[str] = []
     for context in contexts:
         names = [name for name, levels in rows if levels == context]
         keys = [(name, context) for name in names]
@@ -144,20 +146,39 @@ def evaluate_by(
             }
         )
         where = f"{labels['context'][0]}: " if len(contexts) > 1 else ""
-        if protocol == "calibrated":
-            tables, more, metrics, lines = _calibrated(predicted_cells, observed_cells, seed, min_cells)
-        else:
-            targets = {str(one): one.targets for one in mine.file.conditions if str(one) in set(names)}
-            tables, more, metrics, lines = _cell_eval(
-                predicted_cells, observed_cells, protocol, targets, counts, reference == "own", seed
-            )
+        _say_if_empty(predicted_cells, names, f"{where}{mine.file.where}")
+        try:
+            if protocol == "calibrated":
+                tables, more, metrics, lines = _calibrated(predicted_cells, observed_cells, seed, min_cells)
+            else:
+                targets = {str(one): one.targets for one in mine.file.conditions if str(one) in set(names)}
+                tables, more, metrics, lines = _cell_eval(
+                    predicted_cells, observed_cells, protocol, targets, counts, reference == "own", seed
+                )
+        except PerturbZooError as error:
+            # one thin context must not cost the others
+            refused.append(f"{where}{error}")
+            continue
         said += [f"{where}{line}" for line in lines]
         for who, table in tables.items():
             kept = labels[labels["condition"].isin(table.index)]
             scores.setdefault(who, []).append(kept.join(table, on="condition"))
         extra.append(more)
+    if not scores:
+        raise PerturbZooError(refused[0])
+    said += [f"not scored: {reason}" for reason in refused]
     frames = {who: pd.concat(parts, ignore_index=True) for who, parts in scores.items()}
     return _summed_up(frames, extra, metrics, protocol, said)
+
+
+def _say_if_empty(predicted: AnnData, names: Sequence[str], where: str) -> None:
+    """Warn of conditions that are predicted as nothing; they are scored as such."""
+    label = predicted.obs["condition"].astype(str).to_numpy()
+    filled = np.asarray(abs(predicted.X).sum(axis=1)).ravel() > 0
+    empty = sorted(set(names) - set(label[filled]))
+    if empty:
+        message = f"{where}: {shortened(empty)}: predicted as 0 in every gene, and scored as such"
+        warnings.warn(message, PerturbZooWarning, stacklevel=3)
 
 
 # ---------------------------------------------------------------------- the packages

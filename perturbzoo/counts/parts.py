@@ -1,17 +1,18 @@
 """Parts of a long run's result, kept beside its output until all are there, so that a killed run can go on.
 
-Each part is a file that is whole or absent; a note says what was asked for and by which process. A run with the same request takes
-what is there, another removes it.
+Each part is a file that is whole or absent; a note says what was asked for, and a lock is held by the process that writes. A run with
+the same request takes what is there, another removes it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,6 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from perturbzoo.data.h5ad_writer import is_alive
 from perturbzoo.errors import PerturbZooError, PerturbZooWarning
 
 
@@ -47,24 +47,34 @@ class Parts:
         self.output, self.n_columns = output, n_columns
         self.folder = output.with_name(f".{output.name}.parts")
         self._note = self.folder / "request.json"
-        before = self._read_note()
-        host, process = socket.gethostname(), os.getpid()
-        if before.get("host") == host and before.get("process") != process and is_alive(int(before.get("process", -1))):
-            raise PerturbZooError(
-                f"{output}: process {before['process']} is writing it: wait for it, stop it, or give another output"
-            )
         with self._disk():
-            if self.folder.exists() and before.get("request") != request:
-                shutil.rmtree(self.folder)
-                message = f"{output}: what an interrupted run left was of another request: it is removed and all begins anew"
-                warnings.warn(message, PerturbZooWarning, stacklevel=4)
             self.folder.mkdir(exist_ok=True)
+            self._lock = (self.folder / "lock").open("w")
+        try:
+            # held as long as this process lives, however it ends
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise PerturbZooError(
+                f"{output}: another process is writing it: wait for it, stop it, or give another output"
+            ) from error
+        before = self._read_note()
+        with self._disk():
+            stale = [file for file in self.folder.iterdir() if file.name != "lock"]
+            if before != request:
+                for file in stale:
+                    file.unlink()
+                if stale:
+                    message = (
+                        f"{output}: what an interrupted run left was of another request: it is removed and all begins anew"
+                    )
+                    warnings.warn(message, PerturbZooWarning, stacklevel=4)
             for broken in self.folder.glob("*.writing"):
                 broken.unlink()
             note = self.folder / "request.writing"
-            note.write_text(json.dumps({"request": request, "host": host, "process": process}))
+            note.write_text(json.dumps({"request": request}))
             os.replace(note, self._note)
-        self.missing = [number for number in range(n_parts) if not self._file(number).is_file()]
+        self.missing = [number for number in range(n_parts) if not self._is_whole(number)]
         if len(self.missing) < n_parts:
             message = (
                 f"{output}: goes on where an interrupted run ended: {n_parts - len(self.missing)} of {n_parts} parts are there"
@@ -90,7 +100,7 @@ class Parts:
 
     def get(self, number: int) -> sparse.csr_matrix:
         """A part that is there, int32."""
-        with np.load(self._file(number)) as part:
+        with self._disk(), np.load(self._file(number)) as part:
             data, indices, indptr = (part[name] for name in ("data", "indices", "indptr"))
         shape = (len(indptr) - 1, self.n_columns)
         return sparse.csr_matrix((data.astype(np.int32), indices.astype(np.int32), indptr), shape=shape)
@@ -103,23 +113,31 @@ class Parts:
     def remove(self) -> None:
         """Remove all of them: the output is there."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
 
     def release(self) -> None:
         """Leave the folder to whoever goes on, or no folder where there is no part to keep."""
         if not any(self.folder.glob("*.npz")):
             self.remove()
-        elif note := self._read_note():
-            self._note.write_text(json.dumps({"request": note["request"]}))
+        self._lock.close()
+
+    def _is_whole(self, number: int) -> bool:
+        try:
+            self.n_values(number)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return False  # not there, or damaged: it is made again
+        return True
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number}.npz"
 
-    def _read_note(self) -> dict[str, Any]:
+    def _read_note(self) -> str:
+        """The request that the parts are of; empty where there is none."""
         try:
             note = json.loads(self._note.read_text())
         except (OSError, ValueError):
-            return {}
-        return note if isinstance(note, dict) else {}
+            return ""
+        return str(note.get("request", "")) if isinstance(note, dict) else ""
 
     @contextmanager
     def _disk(self) -> Iterator[None]:

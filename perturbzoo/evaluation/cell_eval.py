@@ -248,13 +248,11 @@ class _Run:
             )
             fewer = {side: frame.join(left_out, on=["target", "feature"], how="anti") for side, frame in tests.items()}
             again = [name for name in table["metric"].unique().to_list() if _WITHOUT_TARGETS.fullmatch(name)]
-            second = compute_metrics(
-                predicted,
-                observed,
-                config=replace(self.settings, metrics=again),
-                de_real=fewer["real"],
-                de_pred=fewer["pred"],
-            )
+            settings = replace(self.settings, metrics=again)
+            try:
+                second = compute_metrics(predicted, observed, config=settings, de_real=fewer["real"], de_pred=fewer["pred"])
+            except ValueError as error:
+                raise PerturbZooError(f"cell-eval2: {_first_sentence(error)}") from error
             table = pl.concat([table.filter(~pl.col("metric").is_in(again)), second])
         return table, tests["real"]
 
