@@ -111,6 +111,22 @@ def test_contexts_are_scored_by_themselves(make_adata: Callable[..., Any]) -> No
     assert sum(line.startswith("a: ") for line in both.said) == sum(line.startswith("b: ") for line in both.said) > 0
 
 
+def test_a_thin_context_costs_itself_alone(make_adata: Callable[..., Any]) -> None:
+    screen = make_adata(conditions=CONDITIONS, cells_per_condition=32, n_controls=60, n_genes=40, contexts=("a", "b"))
+    label, level = screen.obs["perturbation"], screen.obs["context"]
+    thin = screen[(level == "a") | label.isin(["control", "G0"])].copy()
+    found = evaluate_by(thin, thin, "calibrated", columns=Columns(covariates=["context"]), depth=200)
+    assert set(found.table["context"]) == {"a"}
+    assert any(line.startswith("not scored: b: calibrated compares each condition with the others") for line in found.said)
+
+
+def test_conditions_predicted_as_nothing_are_said(predicted: Any, observed: Any) -> None:
+    empty = predicted.copy()
+    empty.X = empty.X.multiply((empty.obs["perturbation"] != "G0").to_numpy()[:, None]).tocsr()
+    with pytest.warns(PerturbZooWarning, match="G0: predicted as 0 in every gene"):
+        evaluate_by(empty, observed, "calibrated")
+
+
 def test_values_of_either_kind(predicted: Any, observed: Any) -> None:
     """log1p values, and counts beside them once it is said to how many counts they were normalised."""
     dense = observed.X.toarray()

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from perturbzoo.models.base import PerturbationModel
 
 Way = Literal["likelihood", "moved cells", "fitted"]
-_FORMAT = 1  # of the draws: another number where the same request gives other counts
+_FORMAT = 2  # of the draws: another number where the same request gives other counts
 _FEW_CONTROLS = 20  # contexts of fewer control cells take the dispersions of all contexts
 _SOLVED = 48  # cells of a piece on which the rates of a likelihood are scaled
 _STEPS = 12
@@ -209,16 +209,19 @@ def _fitted(model: PerturbationModel, plan: Plan, pieces: list[Piece], seed: int
     query = plan.query
     used = {plan.requests[piece.request][1] for piece in pieces}
     tables = _rate_tables(query, model.get_spec().depth, used)
-    rates: dict[int, np.ndarray] = {}
+    rates: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     wanted = sorted({piece.request for piece in pieces})
     means = _means(model, plan, wanted)
     for piece in pieces:
-        context = plan.requests[piece.request][1]
         while piece.request not in rates:
-            rates = {request: tables[plan.requests[request][1]].rates(mean) for request, mean in next(means)}
+            rates = {}
+            for request, mean in next(means):
+                table, total = tables[plan.requests[request][1]]
+                shift = table.shift(mean, total)
+                rates[request] = table.rates(mean, shift), table.theta(shift)
+        rate, theta = rates[piece.request]
         size = query.size_factor[plan.cell[piece.rows]]
-        mean = size[:, None] * rates[piece.request]
-        yield draw_counts(mean, tables[context].theta, _generator(model, plan, piece, seed))
+        yield draw_counts(size[:, None] * rate, theta, _generator(model, plan, piece, seed))
 
 
 def _means(model: PerturbationModel, plan: Plan, wanted: list[int]) -> Iterator[list[tuple[int, np.ndarray]]]:
@@ -240,21 +243,26 @@ def _means(model: PerturbationModel, plan: Plan, wanted: list[int]) -> Iterator[
         yield [(r, control[plan.requests[r][1]] + values["delta"][r]) for r in wanted]
 
 
-def _rate_tables(query: QueryCells, depth: float, used: set[int]) -> dict[int, RateTable]:
-    """For each context: dispersions of its control cells, and the rates that give a mean at their sizes."""
+def _rate_tables(query: QueryCells, depth: float, used: set[int]) -> dict[int, tuple[RateTable, float]]:
+    """For each context: dispersions of its control cells and the rates that give a mean at their sizes; what the rates sum to.
+
+    That is 1 where sizes are totals of these genes, and the controls' share where they are of more.
+    """
     cells = {context: query.cells_of(context) for context in used}
     pooled = None
     tables = {}
     for context in sorted(used):
         rate = np.expm1(query.control_mean[context].astype(np.float64)) / depth
+        moments = count_moments(query.values, query.size_factor, depth, cells[context])
         if len(cells[context]) >= _FEW_CONTROLS:
-            phi = fit_dispersion(count_moments(query.values, query.size_factor, depth, cells[context]), rate)
+            phi = fit_dispersion(moments, rate)
         else:
             if pooled is None:
                 everything = np.arange(query.values.shape[0])
                 pooled = fit_dispersion(count_moments(query.values, query.size_factor, depth, everything), rate)
             phi = pooled
-        tables[context] = RateTable(query.size_factor[cells[context]], depth, phi)
+        table = RateTable(query.size_factor[cells[context]], depth, phi)
+        tables[context] = table, float(moments.count.sum() / moments.size)
     return tables
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from prediction_setting import CONTEXTS, N_CONTROLS, Trained, command, data_module, trainer
 from scipy import stats
@@ -49,7 +50,7 @@ def test_rates_give_the_mean_of_logarithms() -> None:
     table, mean = RateTable(sizes, depth, phi), np.array([[0.01, 0.4, 2.0], [3.0, 1.0, 0.001]])
     rates, n = table.rates(mean), np.arange(50_000)
     for row, gene in np.ndindex(mean.shape):
-        theta = table.theta[gene]
+        theta = table.theta()[gene]
         direct = [
             (stats.nbinom.pmf(n, theta, theta / (theta + size * rates[row, gene])) * np.log1p(n * depth / size)).sum()
             for size in sizes
@@ -139,6 +140,20 @@ def test_mean_and_variance_are_those_of_controls(trained: Trained, tmp_path: Pat
     poisson = generator.poisson(size[:, None] * rate / rate.sum())  # what a test that cannot fail would let pass
     assert np.abs(np.polyfit(np.log(poisson.mean(axis=0)), np.log(poisson.var(axis=0)), 1) - lines[0]).max() > 0.15
     np.testing.assert_allclose(drawn.sum(axis=1).mean(), real.sum(axis=1).mean(), rtol=0.05)
+
+
+def test_rates_sum_to_the_whole_at_another_dispersion() -> None:
+    """Means of a population that varies more than the controls: told from its means and total, its dispersion is found."""
+    generator = np.random.default_rng(0)
+    sizes, rate = np.full(4000, 300.0), generator.lognormal(0, 1, 60)
+    rate, phi = rate / rate.sum(), np.full(60, 0.3)
+    counts = draw_counts(sizes[:, None] * rate, 1 / (2 * phi), generator).toarray()
+    mean = np.log1p(counts / sizes[:, None] * 300).mean(axis=0)
+    table = RateTable(sizes, 300.0, phi)
+    assert table.rates(mean).sum() < 0.97
+    shift = table.shift(mean, 1.0)
+    assert table.rates(mean, shift).sum() == pytest.approx(1, abs=0.01)
+    np.testing.assert_allclose(table.theta(shift), 1 / (2 * phi), rtol=0.12)
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -242,8 +257,10 @@ def test_cell_eval2_and_evaluate_take_the_file(trained: Trained, tmp_path: Path)
     validate_gene_axis(written.var_names, trained.adata.var_names)
     assert set(written.obs["target_gene"]) == {"G0", "G3"}
     assert set(written.obs["context"]) == set(CONTEXTS)
-    main(["evaluate", "--predicted", str(file), "--observed", str(trained.screen), "--output", str(tmp_path / "m.csv")])
-    assert (tmp_path / "m.csv").read_text().count("\n") >= 3
+    for protocol in ("native", "vcc2026"):
+        files = ["--predicted", str(file), "--observed", str(trained.screen), "--output", str(tmp_path / "m.csv")]
+        main(["evaluate", *files, "--protocol", protocol])
+        assert set(pd.read_csv(tmp_path / "m.csv")["condition"]) == {"G0", "G3"}
 
 
 def test_mistakes(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
