@@ -164,7 +164,12 @@ def evaluate(
         _compare_controls(guessed.controls, totals.controls, reference)
     if reference == "own":
         comparison.candidates[PREDICTION].control = guessed.controls.mean
+    if mean == PERTURBED_MEAN:
+        # the mean of one condition is that condition
+        comparison.reference[np.bincount(everything.contexts, minlength=len(contexts)) < 2] = np.nan
     comparison.candidates |= native.floors(comparison, mean)
+    if np.isnan(comparison.reference).all():
+        del comparison.candidates[mean]
     comparison.candidates |= {name: Candidate(profiles, moves_controls=True) for name, profiles in fitted.items()}
     scores = native.score(comparison, pds=pds, estimator=estimator)
     for frame in scores.values():

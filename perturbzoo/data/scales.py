@@ -70,7 +70,8 @@ def common_scale(
         if depth is None:
             raise PerturbZooError(
                 f"{files[counts[0]].where} holds counts and {files[logged[0]].where} log1p values: give both in one space, or say "
-                "with depth to how many counts per cell the log1p values were normalised"
+                "with depth to how many counts per cell the log1p values were normalised (expected counts with fractions: say "
+                "predicted_space counts)"
             )
         surveys |= {n: survey(files[n]) for n in counts if len(genes) < len(files[n].genes)}
     elif counts and depth is None:

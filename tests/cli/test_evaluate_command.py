@@ -317,10 +317,12 @@ def test_one_condition_alone(adata: Any, observed: Path, tmp_path: Path, capsys:
     table = _run(one, tmp_path / "one.h5ad", tmp_path).set_index("condition")
     out = capsys.readouterr().out
     assert "additive, bilinear, knn: left out, one condition has no others" in out
-    for row in ("no change", "perturbed mean", "split-half ceiling", "technical duplicate"):
+    for row in ("no change", "split-half ceiling", "technical duplicate"):
         assert f"  {row} " in out
     assert "interpolated duplicate" not in out
+    assert "  perturbed mean " not in out, "it would be the condition itself"
     assert table.loc["G1", "mse"] == pytest.approx(0, abs=1e-12)
+    assert np.isnan(table.loc["G1", "pearson_delta_perturbed_reference"])
     assert table.loc["G1", ["pds_l1", "pds_cosine", "centroid_accuracy", "weighted_mse", "variance_recovery"]].isna().all()
 
 
