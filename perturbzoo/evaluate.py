@@ -112,7 +112,7 @@ def evaluate(
     min_cells
         Conditions with fewer observed cells are left out.
     max_cells
-        Cells of each condition that distances and tests between cells use, drawn at random; of controls, tests use up to five times
+        Cells of each condition that distances and tests between cells use, drawn at random; of controls, tests use up to three times
         as many. 0 leaves these metrics out.
     pds, estimator
         See :func:`perturbzoo.evaluation.native.score`.

@@ -9,7 +9,7 @@ draw of a simulation with weaker effects. Both sides get the same log1p values, 
 scikit-learn and scipy. The V-statistic of pertpy's E-distance is scikit-learn's pairwise distances put together, since pertpy is not
 needed for anything else.
 
-The E-distance is of products of float32 cells, and equal to 1e-7 of the size of a distance. Where a number differs on purpose:
+Where a number differs on purpose:
 
 - cell-eval2 knows one target of a label at most, here all of a combination's are left out of the PDS, of `de_jaccard` and of
   `de_lfc_nmae`: combinations are compared with ``pds="cell_eval"``, which leaves them in; then there is no gene called A+B.
