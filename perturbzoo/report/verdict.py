@@ -1,8 +1,8 @@
-"""What the numbers say: whether a model beats the floors, and who is first by which metric. Tables in, tables out."""
+"""What the numbers say: whether a model beats the floors. Of a run it is computed, of a benchmark read. Tables in, tables out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,9 @@ from perturbzoo.evaluation.summary import ALL, paired_difference
 from perturbzoo.evaluation.table import FILE_METRICS
 
 AHEAD, LEVEL, BEHIND, UNKNOWN = "ahead", "level", "behind", "unknown"
+STATES = {"beats": AHEAD, "no difference": LEVEL, "loses": BEHIND}
+"""States by the verdict in leaderboard.csv."""
+COLUMNS = ["metric", "state", "rival", "n", "advantage", "low", "high", "floors"]
 
 
 def compare_with_floors(model: pd.DataFrame, floors: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -46,7 +49,37 @@ def compare_with_floors(model: pd.DataFrame, floors: Mapping[str, pd.DataFrame])
         even = known[known["low"] <= 0]
         decisive = (lost if len(lost) else even if len(even) else known).iloc[0]
         rows.append({**decisive.to_dict(), "state": state, "floors": len(known)})
-    return pd.DataFrame(rows, columns=["metric", "state", "rival", "n", "advantage", "low", "high", "floors"])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def read_verdicts(board: pd.DataFrame, model: str, floors: Collection[str]) -> pd.DataFrame:
+    """What a benchmark's table says of a model and the floors, as :func:`compare_with_floors` returns it: nothing is computed.
+
+    Parameters
+    ----------
+    board
+        ``leaderboard.csv``.
+    model
+        One of its rows.
+    floors
+        Names of its floors.
+    """
+    board = board[board["category"] == ALL]
+    known = board[board["model"].isin(list(floors)) & board["mean"].notna()].groupby("metric").size()
+    rows = []
+    for row in board[board["model"] == model].to_dict("records"):
+        metric = str(row["metric"])
+        if FILE_METRICS.get(metric) is None:
+            continue
+        state = STATES.get(str(row["verdict"]), UNKNOWN)
+        paired = row.get("difference_n", row["n"])
+        n = int(row["n"] if pd.isna(paired) else paired)
+        found = {"metric": metric, "state": state, "rival": str(row["decisive_floor"]), "n": n}
+        ends = (row["difference"], row["difference_low"], row["difference_high"])
+        if not FILE_METRICS[metric]:
+            ends = (-ends[0], -ends[2], -ends[1])
+        rows.append({**found, **dict(zip(("advantage", "low", "high"), ends, strict=True)), "floors": known.get(metric, 0)})
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _advantages(model: pd.DataFrame, floor: pd.DataFrame) -> pd.DataFrame:
@@ -59,8 +92,17 @@ def _advantages(model: pd.DataFrame, floor: pd.DataFrame) -> pd.DataFrame:
     return difference
 
 
-def verdict_sentence(model: str, row: Mapping[str, object], label: str, digits: int = 3) -> tuple[str, str]:
-    """Answer "does the model beat the floors?" from one row of :func:`compare_with_floors`.
+def verdict_sentence(
+    model: str, row: Mapping[str, object], label: str, digits: int = 3, unit: str = "conditions"
+) -> tuple[str, str]:
+    """Answer "does the model beat the floors?" from one row of :func:`compare_with_floors` or :func:`read_verdicts`.
+
+    Parameters
+    ----------
+    model, row, label, digits
+        The model, what is known of it, the metric's name, decimals.
+    unit
+        What is paired.
 
     Returns
     -------
@@ -68,9 +110,9 @@ def verdict_sentence(model: str, row: Mapping[str, object], label: str, digits: 
     """
     state, rival, n = row["state"], row["rival"], int(row["n"])  # type: ignore[call-overload]
     if state == UNKNOWN:
-        return "Unknown.", f"There are too few conditions, or no floors, to compare {model} with on {label}."
+        return "Unknown.", f"There are too few {unit}, or no floors, to compare {model} with on {label}."
     advantage, low, high = (float(row[name]) for name in ("advantage", "low", "high"))  # type: ignore[arg-type]
-    pairs = f"{n} conditions, paired, 95 % interval"
+    pairs = f"{n} {unit}, paired, 95 % interval"
     if state == AHEAD:
         many = f"all {row['floors']} floors" if int(row["floors"]) > 1 else "the floor"  # type: ignore[call-overload]
         size = written(advantage, low, high, digits)

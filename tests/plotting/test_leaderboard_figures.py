@@ -72,7 +72,9 @@ def test_ranks_with_a_tie() -> None:
     ax = plot_ranks(_summary(), ["pearson_delta", "mse"])
     drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
     assert drawn == {"GEARS": [2.0, 1.5], "Additive": [1.0, 1.5], "NoChange": [3.0, 3.0]}
-    assert [text.get_text() for text in ax.texts] == ["Additive", "GEARS", "NoChange", "GEARS", "Additive", "NoChange"]
+    assert [text.get_text() for text in ax.texts] == ["Additive", "GEARS", "NoChange", "GEARS, Additive", "NoChange"]
+    # each name stands at its point
+    assert [text.get_position()[1] for text in ax.texts] == [1.0, 2.0, 3.0, 1.5, 3.0]
     assert ax.yaxis_inverted()
 
 

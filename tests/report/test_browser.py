@@ -210,5 +210,6 @@ def test_several_models(browser: Any, pages: dict[str, Path]) -> None:
         "return [...document.querySelectorAll('#matrix tbody tr')].map(r => r.children[1].textContent)"
     )
     assert [state.split()[-1] for state in states] == ["ahead", "behind"]
+    assert "over seeds" in _text(browser, "#board [data-row=Winner]")
     _choose(browser, "model-of-floors", "Loser")
     assert "behind" in _text(browser, "#differences tr.chosen")
