@@ -205,8 +205,9 @@ def _many(rows: dict[str, dict[str, Any]], label: str, unit: str, first: str) ->
     text = f"{len(ahead)} of {len(rows)} models beat every floor on {label}"
     text += f": {_listed(ahead)}." if ahead else "."
     if behind:
-        losses = [f"{name} to {rows[name]['rival']}" for name in behind]
-        text += f" {len(behind)} {'loses' if len(behind) == 1 else 'lose'} to one: {_listed(losses)}."
+        rivals = dict.fromkeys(rows[name]["rival"] for name in behind)
+        losses = [f"{_listed([name for name in behind if rows[name]['rival'] == rival])} to {rival}" for rival in rivals]
+        text += f" {len(behind)} {'loses' if len(behind) == 1 else 'lose'} to one: {'; '.join(losses)}."
     level = sum(row["state"] == LEVEL for row in rows.values())
     if level:
         text += f" {level} cannot be told from the floors."

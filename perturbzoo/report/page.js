@@ -32,7 +32,7 @@
   // long names in one word may break between a small and a capital letter, with a hyphen
   const breakable = (name) => name.replace(/([a-z]{2})([A-Z][a-z]{2})/g, "$1\u00ad$2").replace(/([a-z]{6})(?=[a-z]{5})/g, "$1\u00ad");
   const words = (name) => name.replaceAll("_", " ");
-  const titled = (metric) => `${metric.label} ${ARROWS[metric.better]}`;
+  const titled = (metric) => `${metric.label}\u00a0${ARROWS[metric.better]}`;
 
   function select(label, options, chosen, change, id) {
     const list = make("select", { id, onchange: () => change(list.value) });
@@ -231,7 +231,7 @@
     const place = section("ranks");
     const names = page.shown.filter((name) => page.ranks[name]);
     const rows = contenders.filter((row) => names.some((name) => page.ranks[name][row.name]));
-    place.append(note("1 is best, by the mean over all conditions; ceilings do not compete. Ranks say nothing of how large a difference is: the intervals above do."));
+    place.append(note("1 is best, by the mean over all conditions; ceilings do not compete. Those that share a rank stand below one another, with a line beside them. Ranks say nothing of how large a difference is: the intervals above do."));
     const side = 172, step = Math.max(66, Math.min(130, 725 / Math.max(names.length - 1, 1))), line = 24, top = 74;
     const width = 2 * side + step * Math.max(names.length - 1, 0), height = top + line * rows.length + 14;
     const x = (at) => side + step * at, y = (rank) => top + line * (rank - 0.5);
@@ -244,11 +244,18 @@
           draw("tspan", { x: x(at), y: top - 14 - 14 * (lines.length - 1 - row) }, text))));
     });
     const pick = (group, on) => { chart.classList.toggle("picked", on); group.classList.toggle("on", on); if (on) chart.append(group); };
-    // names stand at their points; rows that share a rank there share a line, each with its part of the room
-    const share = (at, name) => {
-      const same = rows.filter((row) => page.ranks[names[at]][row.name] === page.ranks[names[at]][name]);
-      return { first: same[0].name === name, text: clipped(same.map((row) => row.name).join(", "), 27) };
-    };
+    // each row has a line of its own at each metric, those that share a rank below one another: names stand at their points
+    const places = names.map((name) => {
+      const list = rows.filter((row) => page.ranks[name][row.name]).sort((a, b) => page.ranks[name][a.name] - page.ranks[name][b.name]);
+      return Object.fromEntries(list.map((row, position) => [row.name, position + 1]));
+    });
+    names.forEach((name, at) => {
+      const order = Object.keys(places[at]).sort((a, b) => places[at][a] - places[at][b]);
+      order.slice(1).forEach((row, position) => {
+        if (page.ranks[name][row] === page.ranks[name][order[position]])
+          chart.append(draw("line", { class: "tie", x1: x(at) + 8, x2: x(at) + 8, y1: y(position + 1), y2: y(position + 2) }));
+      });
+    });
     const models = rows.filter((row) => row.kind === "model").map((row) => row.name);
     const mark = (row, px, py) => {
       const shape = row.kind === "model" ? models.indexOf(row.name) % 5 : 0, r = shape ? 5.5 : 4.2;
@@ -257,17 +264,16 @@
           3: `M${px},${py - r}L${px + r},${py}L${px},${py + r}L${px - r},${py}Z`, 4: `M${px},${py + r}L${px + r},${py - 4.5}H${px - r}Z` }[shape] });
     };
     const label = (row, at) => {
-      const rank = names.length && page.ranks[names[at]][row.name];
-      if (!rank) return null;
-      const { first, text } = share(at, row.name);
-      return first ? draw("text", at ? { x: x(at) + 12, y: y(rank) + 4 } : { x: side - 12, y: y(rank) + 4, "text-anchor": "end" }, text) : null;
+      const place = places[at] && places[at][row.name];
+      const where = at ? { x: x(at) + 14 } : { x: side - 12, "text-anchor": "end" };
+      return place ? draw("text", { ...where, y: y(place) + 4 }, clipped(row.name, 22)) : null;
     };
     for (const row of [...rows].sort((a, b) => (a.kind === "model") - (b.kind === "model"))) {
-      const points = names.map((name, at) => [at, page.ranks[name][row.name]]).filter((point) => point[1]);
+      const points = names.map((name, at) => [at, places[at][row.name]]).filter((point) => point[1]);
       let path = "", before = null;
       for (const [at, rank] of points) {
         path += before === null ? `M${x(at)},${y(rank)}` : at - before > 1 ? `M${x(at)},${y(rank)}`
-          : `C${x(at) - step / 2},${y(page.ranks[names[before]][row.name])} ${x(at) - step / 2},${y(rank)} ${x(at)},${y(rank)}`;
+          : `C${x(at) - step / 2},${y(places[before][row.name])} ${x(at) - step / 2},${y(rank)} ${x(at)},${y(rank)}`;
         before = at;
       }
       const group = draw("g", { class: `row ${row.kind} dash-${models.indexOf(row.name) % 3}`, "data-row": row.name }, draw("path", { class: "line", d: path }), draw("path", { class: "hit", d: path }),
