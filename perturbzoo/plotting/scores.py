@@ -157,16 +157,6 @@ def plot_leaderboard(
     line = rows["mean"].get(ceilings.CEILING)
     if line is not None:
         ax.axvline(line, color="0.3", linewidth=0.8, linestyle="--", zorder=0)
-        ax.text(
-            line,
-            1.0,
-            f"{ceilings.CEILING} ",
-            transform=ax.get_xaxis_transform(),
-            ha="right",
-            va="top",
-            fontsize=SMALL,
-            color="0.3",
-        )
     for place, name in enumerate(order):
         mean, low, high = (float(rows.loc[name, column]) for column in ("mean", "low", "high"))
         kind = kinds.get(name, MODEL)
@@ -185,6 +175,18 @@ def plot_leaderboard(
             linestyle="none",
             zorder=2,
             label=name,
+        )
+    if line is not None:
+        left = line > np.mean(ax.get_xlim())
+        ax.annotate(
+            ceilings.CEILING,
+            (line, 0),
+            (-4 if left else 4, 3),
+            xycoords=ax.get_xaxis_transform(),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=SMALL,
+            color="0.3",
         )
     counts = rows["n"].max()
     ax.set_yticks(

@@ -56,6 +56,10 @@ def test_leaderboard_draws_the_table_best_first() -> None:
     intervals = sorted(tuple(np.round(segment[:, 0], 12)) for group in ax.collections for segment in group.get_segments())
     assert intervals == sorted((round(mean - 0.1, 12), round(mean + 0.2, 12)) for mean, _ in MEANS.values())
     assert "higher is better" in ax.get_xlabel()
+    # the dashed line is at the split-half ceiling and says so
+    (line,) = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert line.get_xdata()[0] == 0.9
+    assert [(text.get_text(), text.xy[0]) for text in ax.texts] == [("split-half ceiling", 0.9)]
     # the model filled, floors hollow
     faces = {line.get_label(): line.get_markerfacecolor() for line in ax.lines}
     assert faces["NoChange"] == faces["Additive"] == "white" != faces["GEARS"]
