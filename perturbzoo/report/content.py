@@ -43,7 +43,7 @@ from perturbzoo.report.verdict import (
 HEADLINE = "pearson_delta_perturbed_reference"
 """The first sentence on a run is about this; on a benchmark about its own metric, and the second sentence about this."""
 POINT_METRICS = ("pearson_delta", "pearson_delta_perturbed_reference", "rmse", "mse_top20_de")
-"""What is said of one condition beside its plot."""
+"""What is said of one condition beside its plot, after the main metric."""
 SIZES = {
     "cells": "cells",
     "controls": "control cells",
@@ -55,6 +55,7 @@ SIZES = {
 RUN_ENTRIES = {"source": "file", "model": "model", **SIZES, "contexts": "contexts", "split": "split"}
 BENCHMARK_ENTRIES = {"models": "models", "splits": "splits", "seeds": "seeds", "finished": "finished runs"}
 """What is said of the data, by the name in data.json and benchmark.json."""
+EMPTY: tuple[Any, ...] = (None, "", [], [""], {})
 STAND_IN = "A stand-in, not the public file of this experiment: "
 
 
@@ -85,7 +86,7 @@ def collect(results: Results) -> dict[str, Any]:
         "line": next((name for name in names if name == CEILING_LINE), None),
         "ranks": _ranks(results, [name for name in names if results.kinds[name] in (MODEL, FLOOR)], shown),
         "verdict": _verdict(results, main, shown),
-        "deltas": None if deltas is None else _deltas(deltas, results),
+        "deltas": None if deltas is None else _deltas(deltas, results, main),
         "heat": None if deltas is None else _heat_map(deltas),
         "uncertainty": _uncertainty(results),
         "about": _about(results),
@@ -131,6 +132,11 @@ def _ranks(results: Results, names: Sequence[str], metrics: Sequence[str]) -> di
 def _verdict(results: Results, main: str, shown: Sequence[str]) -> dict[str, Any]:
     """The first sentences, and the comparison of every model with the floors by every metric."""
     tables = _compare(results, shown)
+    place = {metric: position for position, metric in enumerate(shown)}
+    tables = {
+        name: table.sort_values("metric", key=lambda column: column.map(place), ignore_index=True)
+        for name, table in tables.items()
+    }
     models = list(tables)
     rows = {
         name: [
@@ -234,14 +240,15 @@ def _first(ranks: dict[str, float | None], rows: dict[str, dict[str, Any]]) -> s
     return f"The best mean is that of {best}." if rows[best]["state"] == AHEAD else ""
 
 
-def _deltas(deltas: Deltas, results: Results) -> dict[str, Any]:
+def _deltas(deltas: Deltas, results: Results, main: str) -> dict[str, Any]:
     """The conditions of the picker: per condition some genes, with observed and predicted change as integers of 1e-4."""
     targets = [_targets(name) for name in deltas.conditions["condition"]]
     genes = choose_genes(deltas, targets)
     used = np.unique(np.concatenate(genes))
     place = np.full(len(deltas.genes), -1)
     place[used] = np.arange(len(used))
-    lookup = {name: _by_condition(table) for name, table in results.scores.items() if name in deltas.predicted}
+    metrics = tuple(dict.fromkeys((main, *POINT_METRICS)))
+    lookup = {name: _by_condition(table, metrics) for name, table in results.scores.items() if name in deltas.predicted}
     again = deltas.conditions.duplicated(["condition", "context"], keep=False).to_numpy()
     items = []
     for row, label in enumerate(deltas.conditions.itertuples(index=False)):
@@ -280,15 +287,15 @@ def _deltas(deltas: Deltas, results: Results) -> dict[str, Any]:
     return {
         "sources": list(deltas.predicted),
         "genes": [deltas.genes[index] for index in used],
-        "metrics": [{"name": name, "label": label_of(name)} for name in POINT_METRICS],
+        "metrics": [{"name": name, "label": label_of(name)} for name in metrics],
         "items": items,
         "notes": notes,
     }
 
 
-def _by_condition(table: pd.DataFrame) -> dict[tuple[str, str, str], list[float | None]]:
-    """Scores of :data:`POINT_METRICS` by split, condition and context."""
-    numbers = table.reindex(columns=list(POINT_METRICS)).to_numpy(dtype=float)
+def _by_condition(table: pd.DataFrame, metrics: Sequence[str]) -> dict[tuple[str, str, str], list[float | None]]:
+    """These scores by split, condition and context."""
+    numbers = table.reindex(columns=list(metrics)).to_numpy(dtype=float)
     keys = zip(table["split"], table["condition"], table["context"], strict=True)
     return {key: [_number(value) for value in row] for key, row in zip(keys, numbers, strict=True)}
 
@@ -369,7 +376,11 @@ def _about(results: Results) -> dict[str, Any]:
 
 
 def _entries(about: dict[str, Any], named: dict[str, str]) -> list[tuple[str, str]]:
-    return [(label, _text(about[key])) for key, label in named.items() if about.get(key) not in (None, "", [], [""], {})]
+    return [
+        (label, _text(about[key]))
+        for key, label in named.items()
+        if about.get(key) not in EMPTY and (key, about[key]) != ("depth", 0)
+    ]
 
 
 def _text(value: Any) -> str:

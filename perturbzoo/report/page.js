@@ -488,7 +488,6 @@
   function drawData() {
     const about = page.about;
     const place = section("data");
-    if (about.stand_in) place.append(make("p", { class: "warning" }, about.stand_in));
     if (page.description) place.append(make("p", { class: "note" }, page.description));
     if (about.missing) place.append(note(about.missing));
     place.append(make("dl", { class: "facts" }, about.entries.flatMap(([name, text]) => [make("dt", {}, name), make("dd", { class: text.includes("\n") ? "lines" : null }, text)])));

@@ -110,7 +110,10 @@ def test_the_first_sentence(tmp_path: Path, shift: float, answer: str) -> None:
     assert "Additive" in page.texts["sentence"]
     if shift < 0:
         assert page.texts["sentence"].startswith("The floor Additive beats GEARS")
-        assert "behind on 3 (Pearson of delta: Additive; " in page.texts["sentence"]
+        assert (
+            "behind on 3 (Pearson of delta, perturbed reference: Additive; Pearson of delta: Additive; "
+            in page.texts["sentence"]
+        )
 
 
 def test_benchmark_with_several_splits_and_seeds(tmp_path: Path) -> None:
