@@ -207,7 +207,7 @@
     place.append(
       make("div", { class: "controls" },
         select("Metric", [...page.shown.map((name) => metrics[name]), ...page.metrics.filter((metric) => !page.shown.includes(metric.name))].map((metric) =>
-          [metric.name, titled(metric), page.metrics.length > page.shown.length ? (page.shown.includes(metric.name) ? "main" : "others") : null]), metricName, (value) => { metricName = value; show(); }, "metric"),
+          [metric.name, titled(metric), page.metrics.length > page.shown.length ? (page.shown.includes(metric.name) ? "shown above" : "others") : null]), metricName, (value) => { metricName = value; show(); }, "metric"),
         page.categories.length > 1 ? select("Conditions", page.categories.map((name) => [name, words(name)]), category, (value) => { category = value; show(); }, "category") : null),
       definition, page.line ? note(`The dashed line is the ${page.line}. Intervals are over ${page.unit}${page.seeds ? "; \u00b1 is the standard deviation over seeds" : ""}.`) : null, board,
       make("details", {}, make("summary", {}, `All ${page.metrics.length} metrics in one table`), make("div", {}, whole)));
