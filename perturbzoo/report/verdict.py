@@ -7,56 +7,30 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from perturbzoo.evaluation.rows import FEWEST
-from perturbzoo.evaluation.summary import ALL, paired_difference
+from perturbzoo.evaluation import verdicts
 from perturbzoo.evaluation.table import FILE_METRICS
 
 AHEAD, LEVEL, BEHIND, UNKNOWN = "ahead", "level", "behind", "unknown"
+_STATES = {verdicts.BEATS: AHEAD, verdicts.TIES: LEVEL, verdicts.LOSES: BEHIND, verdicts.UNKNOWN: UNKNOWN}
 
 
 def compare_with_floors(model: pd.DataFrame, floors: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Compare a model with every floor, condition by condition, in every metric that has a better and a worse.
-
-    Parameters
-    ----------
-    model
-        Scores of its conditions (:func:`perturbzoo.evaluation.table.score_conditions`).
-    floors
-        The same of the floors, by name.
+    """Compare a model with every floor, by the rule of :func:`perturbzoo.evaluation.verdicts.compare_with_floors`.
 
     Returns
     -------
-    One row per metric: metric, state, rival, n, advantage, low, high, floors. The model is ``ahead`` if the 95 % interval of the
-    paired difference is in its favour against every floor, ``behind`` if it is in favour of any floor, ``level`` in between,
-    ``unknown`` where fewer than :data:`FEWEST` conditions are common, or there is no floor. `rival` is the floor that the state rests on: the one
-    the model has the least advantage over, among those it is behind if it is, else among those it is level with if it is. `advantage` is above 0 in favour of the model.
+    One row per metric: metric, state (``ahead``, ``level``, ``behind`` or ``unknown``), rival (the floor that the state rests on),
+    n, advantage (above 0 in favour of the model), low, high, floors.
     """
-    columns = ["metric", "rival", "n", "advantage", "low", "high"]
-    parts = [_advantages(model, floor).assign(rival=name) for name, floor in floors.items()]
-    found = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-    rows = []
-    for metric in (name for name, higher in FILE_METRICS.items() if higher is not None and name in model):
-        every = found[(found["metric"] == metric) & found["advantage"].notna()]
-        known = every[every["low"].notna() & (every["n"] >= FEWEST)].sort_values("advantage", kind="stable")
-        if known.empty:
-            rows.append({"metric": metric, "state": UNKNOWN, "rival": "", "n": int(every["n"].max()) if len(every) else 0})
-            continue
-        lost = known[known["high"] < 0]
-        state = BEHIND if len(lost) else AHEAD if (known["low"] > 0).all() else LEVEL
-        even = known[known["low"] <= 0]
-        decisive = (lost if len(lost) else even if len(even) else known).iloc[0]
-        rows.append({**decisive.to_dict(), "state": state, "floors": len(known)})
-    return pd.DataFrame(rows, columns=["metric", "state", "rival", "n", "advantage", "low", "high", "floors"])
-
-
-def _advantages(model: pd.DataFrame, floor: pd.DataFrame) -> pd.DataFrame:
-    """Paired differences over all conditions, above 0 in favour of the model."""
-    # one category: the categories' own intervals are not asked for here
-    difference = paired_difference(model.assign(category="any"), floor.assign(category="any"))
-    difference = difference[difference["category"] == ALL].rename(columns={"difference": "advantage"})
-    lower = [FILE_METRICS[name] is False for name in difference["metric"]]
-    difference.loc[lower, ["advantage", "low", "high"]] = -difference.loc[lower, ["advantage", "high", "low"]].to_numpy()
-    return difference
+    rows = verdicts.compare_with_floors(model, floors)
+    rows = rows.rename(columns={"decisive_floor": "rival", "difference": "advantage"})
+    lower = [FILE_METRICS[name] is False for name in rows["metric"]]
+    rows.loc[lower, ["advantage", "low", "high"]] = -rows.loc[lower, ["advantage", "high", "low"]].to_numpy(dtype=float)
+    rows["state"] = rows["verdict"].map(_STATES)
+    unknown = rows["state"] == UNKNOWN
+    rows["rival"] = rows["rival"].where(~unknown, "")
+    rows[["advantage", "low", "high"]] = rows[["advantage", "low", "high"]].astype(float).where(~unknown, np.nan)
+    return rows[["metric", "state", "rival", "n", "advantage", "low", "high", "floors"]]
 
 
 def verdict_sentence(model: str, row: Mapping[str, object], label: str, digits: int = 3) -> tuple[str, str]:
