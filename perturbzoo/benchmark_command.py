@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(130)
     board = summarise(experiment, output, failed, chosen.cells)
     if board is not None:
-        from perturbzoo.benchmark.words import printed
+        from perturbzoo.benchmark.sentences import printed
 
         print(f"\n{printed(board, experiment.metric)}")
         if options.wandb:
@@ -187,7 +187,7 @@ def _log_to_wandb(experiment: Experiment, output: Path, board: pd.DataFrame, mod
 
 
 def _write_table(options: argparse.Namespace) -> None:
-    from perturbzoo.benchmark.words import page, write_page
+    from perturbzoo.benchmark.sentences import page, write_page
 
     if not options.output:
         raise PerturbZooError("--table needs --output: the Markdown file to write, such as docs/leaderboard.md")

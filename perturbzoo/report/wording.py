@@ -39,6 +39,6 @@ GLOSSARY = {
     "interval": "95 % bootstrap over conditions: what another draw of conditions would give, not what another training run would.",
     "over seeds": "Standard deviation of a model's mean from training run to training run.",
     "paired": "Differences are taken condition by condition and then averaged; two intervals that overlap can still belong to a clear difference.",
-    "ahead, level, behind": "Ahead: the interval of the paired difference is in the model's favour against every floor. Behind: it is in favour of "
-    "a floor. Level: neither. Not corrected for the number of metrics.",
+    "ahead, level, behind": "Ahead: clear of every floor, that is, the interval of the paired difference leaves out 0, and so does a sign-flip "
+    "test over conditions (p below .05). Behind: a floor is clear of the model. Level: neither. Not corrected for the number of metrics.",
 }

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from perturbzoo.benchmark.leaderboard import leaderboard
-from perturbzoo.benchmark.words import BEGIN, END, page, sentences, write_page
+from perturbzoo.benchmark.sentences import BEGIN, END, page, sentences, write_page
 from perturbzoo.errors import PerturbZooError
 
 
