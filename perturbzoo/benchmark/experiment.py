@@ -19,7 +19,6 @@ import yaml
 
 from perturbzoo.benchmark.stand_ins import StandIn, stand_in
 from perturbzoo.errors import PerturbZooError, near_matches
-from perturbzoo.evaluation.rows import CEILINGS
 from perturbzoo.models import BASELINES
 
 Config = dict[str, Any]
@@ -276,6 +275,8 @@ def _cell(model: str, split: str, seed: int, config: Config, used: StandIn | Non
 
 def _models(given: Any, file: Path) -> dict[str, tuple[Config, Config]]:
     """Configuration and overrides of each model."""
+    from perturbzoo.evaluation.rows import CEILINGS
+
     if not isinstance(given, dict) or not given:
         raise PerturbZooError(f"{file}: models must name configurations by label, such as 'GEARS: model/gears.yaml'")
     found = {}

@@ -172,9 +172,12 @@ def _make_folder(cell: Cell, folder: Path) -> None:
 # ---------------------------------------------------------------------- on this machine
 
 
-def _start(folder: Path, threads: int) -> subprocess.Popen[bytes]:
+def _start(folder: Path, threads: int, ends_with_this: bool = True) -> subprocess.Popen[bytes]:
     """Start the process of a cell; all it says goes to its log."""
-    environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads)), PARENT: str(os.getpid())}
+    environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads))}
+    environment.pop(PARENT, None)
+    if ends_with_this:
+        environment[PARENT] = str(os.getpid())
     with (folder / LOG).open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "perturbzoo.benchmark.cell", str(folder)],
@@ -245,7 +248,7 @@ def error_of(folder: Path) -> str:
 def run_here(folder: str, threads: int) -> tuple[str, float]:
     """Run the cell of a folder in a process of its own, on the machine where Ray calls this; why it failed, and seconds."""
     started = time.monotonic()
-    process = _start(Path(folder), threads)
+    process = _start(Path(folder), threads, ends_with_this=False)  # Ray ends what its workers leave
     try:
         status = process.wait()
     finally:

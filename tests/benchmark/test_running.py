@@ -95,7 +95,7 @@ def test_a_damaged_record_is_no_result(experiment: Experiment, tmp_path: Path, c
     ("script", "reason"),
     [
         ("print('working'); print('error: no such gene\\n'); sys.exit(2)", "no such gene"),
-        ("raise ValueError('nothing')", "ValueError: nothing"),
+        ("raise ValueError('nothing')", "ended with status 1"),
         ("sys.exit(3)", "ended with status 3"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "ended by signal 9 (killed, perhaps for want of memory)"),
         ("pass", "ended without a result"),
