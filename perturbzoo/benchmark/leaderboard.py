@@ -211,7 +211,12 @@ def _ranked(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compared(
-    summary: pd.DataFrame, block: pd.DataFrame, tables: Mapping[str, pd.DataFrame], metrics: list[str], n_bootstrap: int, seed: int
+    summary: pd.DataFrame,
+    block: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
+    metrics: list[str],
+    n_bootstrap: int,
+    seed: int,
 ) -> pd.DataFrame:
     """Add each model's verdict, and what it rests on."""
     floors = sorted(summary.loc[summary["kind"] == FLOOR, "model"].unique(), key=_simplicity)

@@ -52,7 +52,9 @@ def compare_with_floors(
     if model["condition"].nunique() == 1 and model["context"].nunique() > 1:
         model, floors = _swapped(model), {name: _swapped(floor) for name, floor in floors.items()}
     parts = [
-        _differences(model, floor, n_bootstrap, seed).assign(decisive_floor=name) for name, floor in floors.items() if len(floor)
+        _differences(model, floor, n_bootstrap, seed).assign(decisive_floor=name)
+        for name, floor in floors.items()
+        if len(floor)
     ]
     found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*_COLUMNS, "advantage", "clear"])
     rows = []
