@@ -81,14 +81,17 @@ def main(arguments: Sequence[str]) -> None:
     output = Path(options.output or Path("benchmarks", experiment.name))
     if output.exists() and not output.is_dir():
         raise PerturbZooError(f"--output {output} is a file: name a folder")
-    try:
-        failed = run(chosen, output, options.workers, options.threads, options.ray)
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on with what is not finished in {output}", file=sys.stderr)
-        sys.exit(130)
-    board = summarise(experiment, output, failed, chosen.cells)
+    from perturbzoo.benchmark.running import locked
+
+    with locked(output):
+        try:
+            failed = run(chosen, output, options.workers, options.threads, options.ray)
+        except KeyboardInterrupt:
+            print(f"\nstopped; the same command goes on with what is not finished in {output}", file=sys.stderr)
+            sys.exit(130)
+        board = summarise(experiment, output, failed, chosen.cells)
     if board is not None:
-        from perturbzoo.benchmark.words import printed
+        from perturbzoo.benchmark.sentences import printed
 
         print(f"\n{printed(board, experiment.metric)}")
         if options.wandb:
@@ -123,11 +126,11 @@ def summarise(experiment: Experiment, output: Path, failed: Sequence[Outcome], a
     """Write the tables of what is finished, asked for now or before, and return the leaderboard; None where nothing is."""
     from perturbzoo import __version__
     from perturbzoo.benchmark.leaderboard import collect, leaderboard
-    from perturbzoo.benchmark.running import last_line, state_of
+    from perturbzoo.benchmark.running import error_of, state_of
 
     states = {cell: state_of(cell, output) for cell in experiment.cells}
     finished = [cell for cell, state in states.items() if state == "finished"]
-    reasons = {cell: last_line(output / cell.folder) for cell, state in states.items() if state == "unfinished"}
+    reasons = {cell: error_of(output / cell.folder) for cell, state in states.items() if state == "unfinished"}
     reasons.update({outcome.cell: outcome.reason for outcome in failed})
     places = {(cell.model, cell.seed, cell.split) for cell in (*finished, *reasons, *asked)}
     models, seeds, splits = ({place[position] for place in places} for position in range(3))
@@ -145,7 +148,7 @@ def summarise(experiment: Experiment, output: Path, failed: Sequence[Outcome], a
         "version": __version__,
         "finished": len(finished),
         "failed": [
-            {"model": cell.model, "split": cell.split, "seed": cell.seed, "reason": reason or "was not finished"}
+            {"model": cell.model, "split": cell.split, "seed": cell.seed, "reason": reason or "interrupted"}
             for cell, reason in reasons.items()
         ],
     }
@@ -187,7 +190,7 @@ def _log_to_wandb(experiment: Experiment, output: Path, board: pd.DataFrame, mod
 
 
 def _write_table(options: argparse.Namespace) -> None:
-    from perturbzoo.benchmark.words import page, write_page
+    from perturbzoo.benchmark.sentences import page, write_page
 
     if not options.output:
         raise PerturbZooError("--table needs --output: the Markdown file to write, such as docs/leaderboard.md")

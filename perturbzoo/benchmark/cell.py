@@ -6,8 +6,12 @@ A process of its own, so that no run sees what another left in memory, and a cra
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +19,8 @@ CONFIG = "config.yaml"
 CELL = "cell.json"
 DONE = "done.json"
 LOG = "log.txt"
+PARENT = "PERTURBZOO_BENCHMARK_PID"
+"""Environment variable with the process that started this one."""
 
 
 def main(folder: Path) -> None:
@@ -38,5 +44,22 @@ def _spent(started: float) -> dict[str, float]:
     return {"seconds": round(time.monotonic() - started, 1), "processor_seconds": round(time.process_time(), 1)}
 
 
+def end_with(parent: int) -> None:
+    """Let this process end when `parent`, which started it, does, also where that is killed and can tell nobody."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+
+    # where there is no such signal, or the parent died before it was set
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == "__main__":
+    if PARENT in os.environ:
+        end_with(int(os.environ[PARENT]))
     main(Path(sys.argv[1]))

@@ -24,6 +24,9 @@ from perturbzoo.models import BASELINES
 Config = dict[str, Any]
 StandInUse = Literal["auto", "always", "never"]
 
+RESULTS_VERSION = 1
+"""Part of every run's digest, beside the package's version: raise it when scores change."""
+
 _LABEL = re.compile(r"[A-Za-z0-9][\w.+() -]*")  # also the name of a folder
 # an experiment's keys, and those of its section stand_in, which has one more
 _REPLACED = ("models", "seeds", "splits", "overrides")
@@ -61,10 +64,10 @@ class Cell:
         return f"{self.model}, split {self.split}, seed {self.seed}"
 
     def digest(self) -> str:
-        """Hash of the configuration and of the version of this package: another one makes another run."""
+        """Hash of the configuration of the version of this package, and of its results: another one makes another run."""
         from perturbzoo import __version__
 
-        text = json.dumps([__version__, self.identity], sort_keys=True, default=str)
+        text = json.dumps([__version__, RESULTS_VERSION, self.identity], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -272,6 +275,8 @@ def _cell(model: str, split: str, seed: int, config: Config, used: StandIn | Non
 
 def _models(given: Any, file: Path) -> dict[str, tuple[Config, Config]]:
     """Configuration and overrides of each model."""
+    from perturbzoo.evaluation.rows import CEILINGS
+
     if not isinstance(given, dict) or not given:
         raise PerturbZooError(f"{file}: models must name configurations by label, such as 'GEARS: model/gears.yaml'")
     found = {}
@@ -279,8 +284,10 @@ def _models(given: Any, file: Path) -> dict[str, tuple[Config, Config]]:
         where = f"{file}, models, {label}"
         if not _LABEL.fullmatch(str(label)):
             raise PerturbZooError(f"{where}: a label is a folder's name too: letters, digits, spaces and .+-_() only")
-        if label in BASELINES:
+        if str(label).partition(" (")[0] in BASELINES:
             raise PerturbZooError(f"{where}: every run scores this baseline beside its model: leave it out")
+        if label in CEILINGS:
+            raise PerturbZooError(f"{where}: every run scores this ceiling beside its model: give the model another label")
         entry = {"config": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, dict):
             raise PerturbZooError(f"{where}: must be a file, or 'config' and 'overrides', not {entry!r}")

@@ -13,12 +13,12 @@ import pandas as pd
 
 from perturbzoo.benchmark.experiment import Cell
 from perturbzoo.errors import PerturbZooError
-from perturbzoo.evaluation.summary import ALL, paired_difference, summarise
+from perturbzoo.evaluation.rows import CEILING, CEILINGS, FLOOR, MODEL, rank_rows
+from perturbzoo.evaluation.summary import ALL, summarise
 from perturbzoo.evaluation.table import FILE_METRICS
+from perturbzoo.evaluation.verdicts import UNKNOWN, compare_with_floors
 from perturbzoo.models import BASELINES
 
-MODEL, FLOOR, CEILING = "model", "floor", "ceiling"
-CEILINGS = ("split-half ceiling", "technical duplicate", "interpolated duplicate")
 MAIN_METRICS = (
     "pearson_delta",
     "pearson_delta_perturbed_reference",
@@ -30,13 +30,6 @@ MAIN_METRICS = (
 )
 """What is printed; all the others are in the files."""
 
-FEWEST = 6
-"""Conditions below which there is no verdict: even if all agreed, a sign test of fewer could not reject at 5 % (2 x 0.5^5 is .06)."""
-
-SAME = 1e-4
-"""Share of a mean below which a difference is rounding, such as that of a model that predicts no change from NoChange."""
-
-BEATS, TIES, LOSES = "beats", "no difference", "loses"
 _CELL = ["model", "split", "seed"]
 _LABELS = ["condition", "context", "category"]
 
@@ -96,10 +89,12 @@ def collect(cells: Sequence[Cell], output: Path) -> tuple[pd.DataFrame, dict[str
 
 def read_scores(file: Path) -> pd.DataFrame:
     """Read a table of scores by condition; the context is text, empty where there is none."""
+    # conditions called NA, None and the like are names
+    text = dict.fromkeys(("model", *_LABELS), str)
     try:
-        return pd.read_csv(file, dtype={"condition": str, "context": str, "category": str}, keep_default_na=True).fillna(
-            {"context": ""}
-        )
+        columns = pd.read_csv(file, nrows=0).columns
+        numbers = {str(name): ["", "nan", "NaN"] for name in columns if name not in text}
+        return pd.read_csv(file, dtype=text, keep_default_na=False, na_values=numbers)
     except (OSError, ValueError) as error:
         raise PerturbZooError(f"{file}: cannot be read as a table of scores: {' '.join(str(error).split())}") from error
 
@@ -141,12 +136,10 @@ def leaderboard(scores: pd.DataFrame, kinds: Mapping[str, str], *, n_bootstrap: 
     One row per model, category (``all`` first) and metric: model, kind, category, metric, n, mean, low, high, and
 
     - sd_over_seeds: standard deviation over seeds of the mean over conditions, within a split, pooled over splits; NaN of one seed;
-    - rank: among models and floors, 1 is best;
-    - best_floor: the floor with the best mean in the row's category;
-    - difference_n, difference, difference_low, difference_high: of models, the conditions that both have, their mean less the best
-      floor's over these, and its bootstrap interval. The floor was chosen by these conditions, which is in its favour;
-    - verdict: ``beats``, ``no difference`` or ``loses``, as the interval leaves out 0; empty below six conditions, of which no test could say
-      so. Numbers that are the same to four digits make no difference.
+    - rank: among models and floors, 1 is best (:func:`perturbzoo.evaluation.rows.rank_rows`); none of a model that was scored on
+      fewer conditions than the floors;
+    - verdict, decisive_floor, difference, difference_low, difference_high, p: of models, by
+      :func:`perturbzoo.evaluation.verdicts.compare_with_floors`, on the model's own splits and conditions.
     """
     rows = _resampled_by_context(scores)
     metrics = [name for name in FILE_METRICS if name in rows and rows[name].notna().any()]
@@ -160,7 +153,7 @@ def leaderboard(scores: pd.DataFrame, kinds: Mapping[str, str], *, n_bootstrap: 
         summary = summary[summary["category"] == ALL].assign(kind=summary["model"].map(kinds))
         spread = pd.concat([_spread(block[block["model"] == name], metrics, name) for name in tables])
         summary = summary.merge(spread, how="left", on=["model", "metric"])
-        blocks.append(_compared(_ranked(summary), block, tables, metrics, category, n_bootstrap, seed))
+        blocks.append(_compared(_ranked(summary), block, tables, metrics, n_bootstrap, seed).assign(category=category))
     board = pd.concat(blocks, ignore_index=True)
     order = {name: position for position, name in enumerate(_by_rank(board, metrics[0], names))} if metrics else {}
     place = {metric: position for position, metric in enumerate(metrics)}
@@ -208,12 +201,13 @@ def _spread(rows: pd.DataFrame, metrics: list[str], name: str) -> pd.DataFrame:
 
 
 def _ranked(summary: pd.DataFrame) -> pd.DataFrame:
-    def ranks(group: pd.DataFrame) -> pd.Series:
-        metric = str(group["metric"].iloc[0])
-        return better(metric, group["mean"]).where(group["kind"] != CEILING).rank(ascending=False, method="min")
-
-    pieces = [ranks(group) for _, group in summary.groupby("metric", sort=False)]
-    return summary.assign(rank=pd.concat(pieces).astype("Int64"))
+    """Add ranks; who was not scored on all the conditions that the floors were competes with nobody."""
+    most = summary[summary["kind"] == FLOOR].groupby("metric")["n"].max().reindex(summary["metric"]).to_numpy()
+    competes = (summary["kind"] != CEILING) & ~((summary["kind"] == MODEL) & (summary["n"].to_numpy() < most))
+    means = summary.assign(mean=summary["mean"].where(competes))
+    ranks = rank_rows(means, list(dict.fromkeys(summary["model"])))
+    places = zip(summary["model"], summary["metric"], strict=True)
+    return summary.assign(rank=[ranks.loc[model, metric] for model, metric in places])
 
 
 def _compared(
@@ -221,45 +215,23 @@ def _compared(
     block: pd.DataFrame,
     tables: Mapping[str, pd.DataFrame],
     metrics: list[str],
-    category: str,
     n_bootstrap: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Add the best floor of each metric, and each model's difference to it."""
-    best: dict[str, str] = {}
-    for metric, group in summary[(summary["kind"] == FLOOR) & summary["mean"].notna()].groupby("metric", sort=False):
-        turned = dict(zip(group["model"], better(str(metric), group["mean"]), strict=True))
-        best[str(metric)] = min(turned, key=lambda name: _place(name, turned[name]))
+    """Add each model's verdict, and what it rests on."""
+    floors = sorted(summary.loc[summary["kind"] == FLOOR, "model"].unique(), key=_simplicity)
     found = []
     for name in summary.loc[summary["kind"] == MODEL, "model"].unique():
         # a model that failed on a split is compared on the others
-        splits = block.loc[block["model"] == name, "split"].unique()
-        here = block[block["split"].isin(splits)]
-        for floor in dict.fromkeys(best.values()):
-            those = [metric for metric in metrics if best.get(metric) == floor]
-            other = _averaged(here[here["model"] == floor], those)
-            if not len(other):
-                continue
-            own = tables[name].drop(columns=[metric for metric in metrics if metric not in those])
-            table = paired_difference(own, other, n_bootstrap=n_bootstrap, seed=seed)
-            table = table[table["category"] == ALL].drop(columns="category")
-            found.append(table.assign(model=name))
-    columns = {"low": "difference_low", "high": "difference_high", "n": "difference_n"}
-    empty = pd.DataFrame(columns=["metric", "n", "difference", "low", "high", "model"])
-    differences = (pd.concat(found) if found else empty).rename(columns=columns)
-    compared = summary.assign(best_floor=summary["metric"].map(best)).merge(differences, how="left", on=["model", "metric"])
-    return compared.assign(verdict=[_verdict(row) for row in compared.itertuples()], category=category)
-
-
-def _verdict(row: object) -> str:
-    difference, mean = float(getattr(row, "difference")), float(getattr(row, "mean"))  # noqa: B009
-    low, high = float(getattr(row, "difference_low")), float(getattr(row, "difference_high"))  # noqa: B009
-    direction = FILE_METRICS[str(getattr(row, "metric"))]  # noqa: B009
-    if np.isnan(low) or direction is None or getattr(row, "difference_n") < FEWEST:  # noqa: B009
-        return ""
-    if low <= 0 <= high or abs(difference) <= SAME * abs(mean):
-        return TIES
-    return BEATS if (low > 0) == direction else LOSES
+        here = block[block["split"].isin(block.loc[block["model"] == name, "split"].unique())]
+        others = {floor: _averaged(here[here["model"] == floor], metrics) for floor in floors}
+        found.append(compare_with_floors(tables[name], others, n_bootstrap=n_bootstrap, seed=seed).assign(model=name))
+    columns = ["verdict", "decisive_floor", "difference", "difference_low", "difference_high", "p"]
+    empty = pd.DataFrame(columns=["model", "metric", *columns])
+    verdicts = pd.concat(found) if found else empty
+    verdicts = verdicts.rename(columns={"low": "difference_low", "high": "difference_high"})[["model", "metric", *columns]]
+    compared = summary.merge(verdicts, how="left", on=["model", "metric"])
+    return compared.fillna({"verdict": UNKNOWN, "decisive_floor": ""})
 
 
 def _by_rank(board: pd.DataFrame, metric: str, names: Sequence[str]) -> list[str]:
@@ -276,6 +248,9 @@ def _by_rank(board: pd.DataFrame, metric: str, names: Sequence[str]) -> list[str
 
 def _place(name: str, value: float) -> tuple[float, int, str]:
     """Key that sorts by value, best first; of those that are the same but for rounding, the simpler baseline first."""
+    return (-float(f"{value:.9g}") if np.isfinite(value) else np.inf), *_simplicity(name)
+
+
+def _simplicity(name: str) -> tuple[int, str]:
     plain = name.partition(" (")[0]
-    simplicity = BASELINES.index(plain) if plain in BASELINES else -1
-    return (-float(f"{value:.9g}") if np.isfinite(value) else np.inf), simplicity, name
+    return (BASELINES.index(plain) if plain in BASELINES else -1), name

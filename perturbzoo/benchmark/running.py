@@ -5,10 +5,12 @@ A cell that fails costs itself alone. Knows no scores.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,15 +24,17 @@ from typing import Any
 
 import yaml
 
-from perturbzoo.benchmark.cell import CELL, CONFIG, DONE, LOG
+from perturbzoo.benchmark.cell import CELL, CONFIG, DONE, LOG, PARENT
 from perturbzoo.benchmark.experiment import Cell
 from perturbzoo.errors import PerturbZooError
 
+LOCK = ".lock"
 LOCAL = "local"
 """The address of ``--ray`` that starts a cluster on this machine."""
 
 # what the libraries under a run read their number of threads from
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
+_FOLDERS = ("PERTURBZOO_DATA", "PERTURBZOO_CACHE")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ def plan(cells: Sequence[Cell], output: Path) -> tuple[list[Cell], str]:
         "changed": "{} with another configuration than before",
     }
     reasons = ", ".join(text.format(count[state]) for state, text in why.items() if count[state])
-    line = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}: {count['finished']} finished before and reused, {len(to_run)} to run"
+    line = (
+        f"{len(cells)} run{'s' if len(cells) > 1 else ''}: {count['finished']} finished before and reused, {len(to_run)} to run"
+    )
     return to_run, f"{line} ({reasons})" if reasons else line
 
 
@@ -93,7 +99,7 @@ def run_cells(
     Parameters
     ----------
     cells
-        Those of :func:`plan`. What an earlier run left in their folders is deleted.
+        Those of :func:`plan`. What an earlier run left in its folder is deleted just before a cell starts.
     output
         Folder of the benchmark. On a cluster it must be one that all machines share.
     workers
@@ -109,22 +115,52 @@ def run_cells(
         The folder cannot be written, Ray is not installed, or there is no cluster at the address.
     """
     threads = threads or (threads_for(workers) if ray in (None, LOCAL) else 1)
-    try:
-        for cell in cells:
-            _prepare(cell, output)
-    except OSError as error:
-        raise PerturbZooError(f"{output}: cannot be written: {error.strerror or error}") from error
     if ray is None:
         yield from _in_processes(cells, output, workers, threads)
     elif cells:
         yield from _on_ray(cells, output, workers, threads, ray)
 
 
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold a benchmark's folder for this process alone; the lock ends with the process, however that ends.
+
+    Raises
+    ------
+    PerturbZooError
+        Another process holds it, or the folder cannot be written.
+    """
+    file = output / LOCK
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        # not emptied before it is ours: it says who holds it
+        held = file.open("a+")
+    except OSError as error:
+        raise PerturbZooError(f"{output}: cannot be written: {error.strerror or error}") from error
+    with held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            held.seek(0)
+            raise PerturbZooError(f"another benchmark is running in {output} ({held.read().strip()})") from error
+        held.truncate(0)
+        held.write(f"{socket.gethostname()}, pid {os.getpid()}\n")
+        held.flush()
+        yield
+
+
 def _prepare(cell: Cell, output: Path) -> None:
     """Leave in a cell's folder what its process reads, and nothing else."""
+    folder = output / cell.folder
+    try:
+        _make_folder(cell, folder)
+    except OSError as error:
+        raise PerturbZooError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+def _make_folder(cell: Cell, folder: Path) -> None:
     from perturbzoo import __version__
 
-    folder = output / cell.folder
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -136,9 +172,12 @@ def _prepare(cell: Cell, output: Path) -> None:
 # ---------------------------------------------------------------------- on this machine
 
 
-def _start(folder: Path, threads: int) -> subprocess.Popen[bytes]:
+def _start(folder: Path, threads: int, ends_with_this: bool = True) -> subprocess.Popen[bytes]:
     """Start the process of a cell; all it says goes to its log."""
     environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads))}
+    environment.pop(PARENT, None)
+    if ends_with_this:
+        environment[PARENT] = str(os.getpid())
     with (folder / LOG).open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "perturbzoo.benchmark.cell", str(folder)],
@@ -157,6 +196,7 @@ def _in_processes(cells: Sequence[Cell], output: Path, workers: int, threads: in
             while waiting or running:
                 while waiting and len(running) < workers:
                     cell = waiting.pop(0)
+                    _prepare(cell, output)
                     running[_start(output / cell.folder, threads)] = (cell, time.monotonic())
                 for process in [process for process in running if process.poll() is not None]:
                     cell, started = running.pop(process)
@@ -189,16 +229,17 @@ def _why(status: int, folder: Path) -> str:
     if status < 0:
         killed = " (killed, perhaps for want of memory)" if status == -signal.SIGKILL else ""
         return f"ended by signal {-status}{killed}"
-    return last_line(folder) or f"ended with status {status}"
+    return error_of(folder) or f"ended with status {status}"
 
 
-def last_line(folder: Path) -> str:
-    """The last line that a cell's process said, the reason where it failed; empty if it said nothing."""
+def error_of(folder: Path) -> str:
+    """The error that a cell's process ended with, from its last line; empty if that is no error."""
     try:
         lines = (folder / LOG).read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("error: ")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return last.removeprefix("error:").strip() if last.startswith("error:") else ""
 
 
 # ---------------------------------------------------------------------- through Ray
@@ -207,7 +248,7 @@ def last_line(folder: Path) -> str:
 def run_here(folder: str, threads: int) -> tuple[str, float]:
     """Run the cell of a folder in a process of its own, on the machine where Ray calls this; why it failed, and seconds."""
     started = time.monotonic()
-    process = _start(Path(folder), threads)
+    process = _start(Path(folder), threads, ends_with_this=False)  # Ray ends what its workers leave
     try:
         status = process.wait()
     finally:
@@ -227,12 +268,16 @@ def _on_ray(cells: Sequence[Cell], output: Path, workers: int, threads: int, add
                 address="local",
             )
         else:
-            ray.init(address=address, configure_logging=False, log_to_driver=False)
+            # where the data and the caches are: folders that every machine must have
+            named = {name: os.environ[name] for name in _FOLDERS if name in os.environ}
+            ray.init(address=address, configure_logging=False, log_to_driver=False, runtime_env={"env_vars": named})
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise PerturbZooError(f"--ray {address}: no cluster answers there: {' '.join(str(error).split())}") from error
     try:
         pending: dict[Any, Cell] = {}
         for cell in cells:
+            # whoever is first in Ray's queue nobody knows: all folders are made before
+            _prepare(cell, output)
             gpus = 1 if (cell.config.get("trainer") or {}).get("accelerator") in ("gpu", "cuda") else 0
             # a machine that is lost is news about the cluster, not about the model: once more, elsewhere
             remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=1)(run_here)

@@ -222,12 +222,11 @@ def _gears_layout(adata: AnnData, column: str, line: str) -> AnnData:
     import numpy as np
     import scanpy as sc
 
-    def spell(label: str) -> str:
-        if label == "control":
-            return "ctrl"
-        return label if "+" in label else f"{label}+ctrl"
-
-    condition = adata.obs[column].astype(str).map(spell)
+    labels = adata.obs[column].astype(str)
+    singles = sorted(label for label in set(labels) if label != "control" and "+" not in label)
+    # the control on either side, as in Norman's
+    spelling = {label: f"ctrl+{label}" if number % 2 else f"{label}+ctrl" for number, label in enumerate(singles)}
+    condition = labels.map({"control": "ctrl", **spelling}).fillna(labels)
     laid = adata.copy()
     laid.layers.clear()
     laid.layers["counts"] = laid.X.copy()

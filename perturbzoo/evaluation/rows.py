@@ -14,7 +14,7 @@ MODEL, FLOOR, CEILING = "model", "floor", "ceiling"
 CEILINGS = (ceilings.CEILING, ceilings.DUPLICATE, ceilings.INTERPOLATED)
 """Names of the rows that say what a repeat of the experiment would score."""
 FEWEST = 6
-"""Conditions that a verdict needs: even if all of 5 say the same, chance does so once in 16 times."""
+"""Conditions that a verdict needs: all of 5 agree by chance once in 16 times, which a sign-flip test at .05 cannot reject."""
 
 
 def kinds_of_rows(names: Sequence[str]) -> dict[str, str]:
@@ -49,4 +49,6 @@ def rank_rows(summary: pd.DataFrame, names: Sequence[str], category: str = ALL) 
     for metric in means:
         higher = FILE_METRICS[str(metric)]
         worse[metric] = -means[metric] if higher else means[metric] if higher is False else (means[metric] - 1).abs()
-    return pd.DataFrame(worse, index=means.index).rank(method="average")
+    # the same but for rounding is the same
+    rounded = pd.DataFrame(worse, index=means.index).map(lambda value: float(f"{value:.9g}"))
+    return rounded.rank(method="average")

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from perturbzoo.errors import PerturbZooError, near_matches, shortened
+from perturbzoo.evaluation import ceilings
+from perturbzoo.evaluation.labels import label_of
 from perturbzoo.evaluation.rows import CEILING, FLOOR, MODEL, kinds_of_rows, rank_rows
 from perturbzoo.evaluation.summary import ALL
 from perturbzoo.evaluation.table import FILE_METRICS, METRICS
@@ -21,16 +23,11 @@ from perturbzoo.plotting.style import COLOURS, SMALL, axes_of_size, strip_frame
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-AXIS_LABELS = {
-    "pearson_delta": "Pearson r of delta",
-    "pearson_delta_perturbed_reference": "Pearson r of delta\nfrom the perturbed mean",
-    "direction_top20_de": "fraction of correct direction,\ntop 20 DE genes",
-    "mse_top20_de": "mean squared error, top 20 DE genes\n(log1p-normalised, squared)",
-    "mse_top20_de_no_target": "mean squared error, top 20 DE genes\nwithout targets (log1p-normalised, squared)",
-    "mse": "mean squared error\n(log1p-normalised, squared)",
-    "mae": "mean absolute error\n(log1p-normalised)",
-    "rmse": "root mean squared error\n(log1p-normalised)",
-}
+LINES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)))
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+"""Of models in the ranks figure: told apart without their colours."""
+IN_LOGS = {"mse": ", squared", "mae": "", "rmse": ""}
+"""Errors in units of log1p-normalised expression, by how their names begin: what comes after the unit."""
 
 
 def plot_score_bars(
@@ -38,7 +35,7 @@ def plot_score_bars(
     metric: str = "pearson_delta",
     *,
     categories: Sequence[str] | None = None,
-    ceiling: str = "split-half ceiling",
+    ceiling: str = ceilings.CEILING,
     ax: Axes | None = None,
 ) -> Axes:
     """One metric of all models, grouped by split category, with bootstrap intervals over conditions.
@@ -110,7 +107,7 @@ def plot_score_bars(
     ax.set_xticks(centres, labels, fontsize=SMALL + 1)
     ax.tick_params(axis="x", length=0)
     better = ("\nhigher is better" if METRICS[metric] else "\nlower is better") if metric in METRICS else ""
-    ax.set_ylabel(AXIS_LABELS.get(metric, metric.replace("_", " ")) + better)
+    ax.set_ylabel(textwrap.fill(_label(metric), 44) + better)
     ax.set_title("mean over conditions, bootstrap interval", fontsize=SMALL + 1, loc="left", color="0.3")
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=SMALL, frameon=False)
     strip_frame(ax)
@@ -127,7 +124,8 @@ def plot_leaderboard(
 ) -> Axes:
     """One metric of all rows, best first below the ceilings, with bootstrap intervals over conditions.
 
-    Models are filled, floors hollow, ceilings a short bar and a dashed line down the figure.
+    Models are filled, floors hollow, ceilings a short bar. The dashed line down the figure is the split-half
+    ceiling, where there is one.
 
     Parameters
     ----------
@@ -156,9 +154,9 @@ def plot_leaderboard(
     order = sorted(rows.index, key=lambda name: (kinds.get(name) != CEILING, ranks[name]))
     ax = axes_of_size(ax, 6.2, 1.1 + 0.26 * len(order))
     ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-    tops = [name for name in order if kinds.get(name) == CEILING]
-    if tops:
-        ax.axvline(rows.loc[tops[0], "mean"], color="0.3", linewidth=0.8, linestyle="--", zorder=0)
+    line = rows["mean"].get(ceilings.CEILING)
+    if line is not None:
+        ax.axvline(line, color="0.3", linewidth=0.8, linestyle="--", zorder=0)
     for place, name in enumerate(order):
         mean, low, high = (float(rows.loc[name, column]) for column in ("mean", "low", "high"))
         kind = kinds.get(name, MODEL)
@@ -177,6 +175,18 @@ def plot_leaderboard(
             linestyle="none",
             zorder=2,
             label=name,
+        )
+    if line is not None:
+        left = line > np.mean(ax.get_xlim())
+        ax.annotate(
+            ceilings.CEILING,
+            (line, 0),
+            (-4 if left else 4, 3),
+            xycoords=ax.get_xaxis_transform(),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=SMALL,
+            color="0.3",
         )
     counts = rows["n"].max()
     ax.set_yticks(
@@ -231,30 +241,30 @@ def plot_ranks(
     ranks = rank_rows(summary, names, category).reindex(columns=metrics)
     ax = axes_of_size(ax, 3.6 + 0.95 * len(metrics), 1.6 + 0.24 * len(names))
     x = np.arange(len(metrics))
+    models = [name for name in names if kinds.get(name, MODEL) == MODEL]
     for name in sorted(names, key=lambda name: kinds.get(name, MODEL) == MODEL):
-        is_model = kinds.get(name, MODEL) == MODEL
-        colour = COLOURS[0] if is_model else "0.6"
+        is_model = name in models
+        place = models.index(name) if is_model else 0
+        colour = COLOURS[place % len(COLOURS)] if is_model else "0.6"
         ax.plot(
             x,
             ranks.loc[name],
             color=colour,
             linewidth=2 if is_model else 1,
-            linestyle="-" if is_model else "--",
-            marker="o",
-            markersize=4.5,
+            linestyle=LINES[place % len(LINES)] if is_model else ":",
+            marker=MARKS[place % len(MARKS)] if is_model else "o",
+            markersize=5.5 if is_model else 4.5,
             markerfacecolor=colour if is_model else "white",
             label=name,
             zorder=3 if is_model else 2,
         )
     for column, at, side in ((metrics[0], -0.12, "right"), (metrics[-1], len(metrics) - 0.88, "left")) if metrics else ():
-        # rows that share a rank are named below each other
-        for place, name in enumerate(ranks[column].dropna().sort_values(kind="stable").index, 1):
-            weight = "bold" if kinds.get(name, MODEL) == MODEL else "normal"
-            ax.text(at, place, name, ha=side, va="center", fontsize=SMALL, fontweight=weight, color="0.2")
+        # a name stands at its point; rows that share a rank share a line of names
+        for place, group in ranks[column].dropna().groupby(ranks[column], sort=True):
+            weight = "bold" if any(name in models for name in group.index) else "normal"
+            ax.text(at, place, ", ".join(group.index), ha=side, va="center", fontsize=SMALL, fontweight=weight, color="0.2")
     arrows = {True: "↑", False: "↓", None: "→1"}
-    ax.set_xticks(
-        x, [f"{textwrap.fill(name.replace('_', ' '), 13)} {arrows[FILE_METRICS[name]]}" for name in metrics], fontsize=SMALL
-    )
+    ax.set_xticks(x, [f"{textwrap.fill(label_of(name), 13)} {arrows[FILE_METRICS[name]]}" for name in metrics], fontsize=SMALL)
     ax.xaxis.tick_top()
     ax.set_ylim(len(names) + 0.6, 0.4)
     ax.set_yticks([])
@@ -277,7 +287,9 @@ def _rows_of(summary: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _label(metric: str) -> str:
-    return AXIS_LABELS.get(metric, metric.replace("_", " ")).replace("\n", " ")
+    """The metric's name, with its unit where it has one."""
+    start = metric.split("_")[0]
+    return label_of(metric) + (f" (log1p-normalised{IN_LOGS[start]})" if start in IN_LOGS else "")
 
 
 def _better(metric: str) -> str:

@@ -23,6 +23,7 @@ N_CONDITIONS = 200  # of the picker, at the most
 N_GENES = 300  # of each condition
 N_NUMBERS = 800_000  # of all of them together: about 4 MB of text
 N_ROWS, N_COLUMNS = 24, 40  # of the heat map
+KEYS = ["split", "condition", "context"]
 TOP = 20  # DE genes of a condition, as in top20_de
 
 Array = NDArray[np.float64]
@@ -35,9 +36,9 @@ class Deltas:
     Parameters
     ----------
     conditions
-        C rows: condition, context, category, n_cells.
+        C rows: split, condition, context, category, n_cells.
     genes
-        Names of all G genes.
+        Names of the G genes that all runs share.
     observed
         Shape ``(C, G)``, log1p-normalised.
     error
@@ -57,41 +58,53 @@ class Deltas:
 
 
 def read_deltas(results: Results, metric: str) -> Deltas | None:
-    """Read the conditions to show, the same for all runs; None where no run has the file.
+    """Read the conditions to show, those of all splits; None where no run has the file.
 
     Where there are more than fit, those are chosen that are evenly spread from the worst to the best of the first model by `metric`.
     """
     runs = [run for run in results.runs if (run.folder / "deltas.h5ad").is_file()]
     if not runs:
         return None
-    first = _File(runs[0])
-    n_sources = len(runs) + len(first.floors)
-    room = int(np.clip(N_NUMBERS // (min(N_GENES, len(first.genes)) * (n_sources + 2)), 20, N_CONDITIONS))
-    contexts = [results.context_in_tables(runs[0], context) for context in first.conditions["context"]]
-    labels = first.conditions.assign(context=contexts)
-    rows = _spread(labels, results.scores[runs[0].model], metric, room)
-    shown = first.conditions.iloc[rows].reset_index(drop=True)
-    predicted = {runs[0].model: first.read("layers/predicted", rows)}
-    keys = _keys(shown)
-    for run in runs[1:]:
-        other = _File(run)
-        if other.genes != first.genes:
-            continue  # one page has one list of genes; the tables still have this model
-        places = pd.Series(range(len(other.conditions)), index=_keys(other.conditions)).reindex(keys)
-        found = places.notna().to_numpy()
-        values = np.full((len(rows), len(first.genes)), np.nan)
-        values[found] = other.read("layers/predicted", places[found].to_numpy(dtype=int))
-        predicted[run.model] = values
+    files = [_File(run) for run in runs]
+    # the screen of a split is the same for all its models: observations and floors are those of its first
+    firsts: dict[str, _File] = {}
+    for file in files:
+        firsts.setdefault(file.run.split, file)
+    shared = set(files[0].genes).intersection(*(file.genes for file in files))
+    genes = [gene for gene in files[0].genes if gene in shared]
+    if not genes:
+        return None
     order = list(results.kinds)  # HDF5 keeps layers by name, the tables have the simplest floors first
-    for name in sorted(first.floors, key=lambda name: order.index(name) if name in order else len(order)):
-        predicted[name] = first.read(f"layers/{FLOOR_LAYER}{name}", rows)
+    floors = sorted({name for file in firsts.values() for name in file.floors})
+    floors.sort(key=lambda name: order.index(name) if name in order else len(order))
+    models = list(dict.fromkeys(run.model for run in runs))
+    n_sources = len(models) + len(floors)
+    room = int(np.clip(N_NUMBERS // (min(N_GENES, len(genes)) * (n_sources + 2)), 20, N_CONDITIONS))
+    labels = pd.concat([file.conditions.assign(split=split) for split, file in firsts.items()], ignore_index=True)
+    rows = _spread(labels, results.scores[models[0]], metric, room)
+    shown = labels.iloc[rows].reset_index(drop=True)
+    size = (len(shown), len(genes))
+    observed, error = np.full(size, np.nan), np.full(size, np.nan)
+    predicted = {name: np.full(size, np.nan) for name in (*models, *floors)}
+    for file in files:
+        at = np.flatnonzero(shown["split"] == file.run.split)
+        places = pd.Series(range(len(file.conditions)), index=_keys(file.conditions)).reindex(_keys(shown.iloc[at]))
+        at, places = at[places.notna().to_numpy()], places.dropna().to_numpy(dtype=int)
+        predicted[file.run.model][at] = file.read("layers/predicted", places, genes)
+        if file is not firsts[file.run.split]:
+            continue
+        observed[at] = file.read("X", places, genes)
+        if file.has_error:
+            error[at] = file.read("layers/observed_error", places, genes)
+        for name in file.floors:
+            predicted[name][at] = file.read(f"layers/{FLOOR_LAYER}{name}", places, genes)
     return Deltas(
         conditions=shown,
-        genes=first.genes,
-        observed=first.read("X", rows),
-        error=first.read("layers/observed_error", rows) if first.has_error else None,
+        genes=genes,
+        observed=observed,
+        error=error if all(file.has_error for file in firsts.values()) else None,
         predicted=predicted,
-        in_file=len(first.conditions),
+        in_file=len(labels),
     )
 
 
@@ -99,6 +112,7 @@ class _File:
     """One deltas.h5ad: its labels; its numbers on request."""
 
     def __init__(self, run: Run) -> None:
+        self.run = run
         self.path = run.folder / "deltas.h5ad"
         try:
             with h5py.File(self.path) as file:
@@ -116,13 +130,15 @@ class _File:
         self.floors = [name.removeprefix(FLOOR_LAYER) for name in layers if name.startswith(FLOOR_LAYER)]
         self.has_error = "observed_error" in layers
 
-    def read(self, element: str, rows: NDArray[np.intp]) -> Array:
+    def read(self, element: str, rows: NDArray[np.intp], genes: list[str]) -> Array:
+        """Some rows of a matrix, with these genes in this order."""
         order = np.argsort(rows, kind="stable")
         with h5py.File(self.path) as file:
             stored = file[element]
             # HDF5 wants rising row numbers; a sparse matrix is read whole
             found = read_elem(stored)[rows] if isinstance(stored, h5py.Group) else stored[rows[order]][np.argsort(order)]
-        return np.asarray(found.todense() if hasattr(found, "todense") else found, dtype=np.float64)
+        values = np.asarray(found.todense() if hasattr(found, "todense") else found, dtype=np.float64)
+        return values if genes == self.genes else values[:, pd.Index(self.genes).get_indexer(genes)]
 
 
 def _keys(table: pd.DataFrame) -> pd.MultiIndex:
@@ -135,8 +151,8 @@ def _spread(conditions: pd.DataFrame, scores: pd.DataFrame, metric: str, room: i
         return np.arange(len(conditions))
     order = np.arange(len(conditions))
     if metric in scores:
-        values = scores.drop_duplicates(["condition", "context"]).set_index(["condition", "context"])[metric]
-        order = np.argsort(values.reindex(_keys(conditions)).to_numpy(), kind="stable")
+        values = scores.drop_duplicates(KEYS).set_index(KEYS)[metric]
+        order = np.argsort(values.reindex(pd.MultiIndex.from_frame(conditions[KEYS])).to_numpy(), kind="stable")
     return np.sort(order[np.linspace(0, len(order) - 1, room).astype(int)])
 
 

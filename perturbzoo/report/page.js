@@ -29,8 +29,10 @@
     return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "\u2212");
   }
   const interval = (low, high, digits) => (low === null || low === undefined ? "" : `[${number(low, digits)}, ${number(high, digits)}]`);
+  // long names in one word may break between a small and a capital letter, with a hyphen
+  const breakable = (name) => name.replace(/([a-z]{2})([A-Z][a-z]{2})/g, "$1\u00ad$2").replace(/([a-z]{6})(?=[a-z]{5})/g, "$1\u00ad");
   const words = (name) => name.replaceAll("_", " ");
-  const titled = (metric) => `${metric.label} ${ARROWS[metric.better]}`;
+  const titled = (metric) => `${metric.label}\u00a0${ARROWS[metric.better]}`;
 
   function select(label, options, chosen, change, id) {
     const list = make("select", { id, onchange: () => change(list.value) });
@@ -56,6 +58,9 @@
     return found.map((value) => ({ value, text: number(value, digits) }));
   }
 
+  // the outermost two, where more would run into each other
+  const ends = (found, few) => (few && found.length > 2 ? [found[0], found.at(-1)] : found);
+
   function showTip(event, text) {
     tip.textContent = text;
     tip.hidden = false;
@@ -69,8 +74,8 @@
   function drawFloors() {
     const place = section("floors");
     const models = Object.keys(page.verdict.models);
-    place.append(note("Paired differences over conditions to the floor that the verdict rests on, above 0 in favour of the model, with their 95 % "
-      + "intervals. Ahead: clear of every floor. Behind: clearly beaten by one. Not corrected for looking at several metrics."));
+    place.append(note(`Paired differences over ${page.unit} to the floor that the verdict rests on, above 0 in favour of the model, with their 95 % intervals. `
+      + "Ahead: clear of every floor. Behind: clearly beaten by one. Not corrected for looking at several metrics."));
     if (!page.verdict.n_floors) place.append(note("There are no floors in this folder, so nothing to compare with."));
     const detail = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Differences to the floors" });
     function show(model) {
@@ -96,7 +101,7 @@
         make("table", { class: "wide", id: "matrix" },
           make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "model"), names.map((metric) =>
             make("th", { scope: "col", title: metric.definition }, titled(metric))))),
-          make("tbody", {}, models.map((model) => make("tr", { class: "model" }, make("th", { scope: "row" }, model), names.map((metric) => {
+          make("tbody", {}, models.map((model) => make("tr", { class: "model" }, make("th", { scope: "row" }, breakable(model)), names.map((metric) => {
             const row = page.verdict.models[model].find((entry) => entry.metric === metric.name) || { state: "unknown" };
             return make("td", { class: `state ${row.state}`, title: row.rival ? `decisive floor: ${row.rival}` : null }, STATES[row.state]);
           })))))));
@@ -129,15 +134,16 @@
 
   function scoreTable(metric, found, bars, label) {
     const rows = ordered(metric, found);
-    const axis = scale(rows.flatMap((row) => found[row.name].slice(1)), bars || true);
-    const ceilings = rows.filter((row) => row.kind === "ceiling");
+    const axis = scale(rows.flatMap((row) => found[row.name].slice(1, 4)), true);
+    const line = found[page.line] && found[page.line][1] !== null ? found[page.line][1] : null;
+    const narrow = bars || window.innerWidth < 500;
     const x = (value) => `${axis.at(value).toFixed(2)}%`;
     const vertical = (value, name) => draw("line", { class: name, x1: x(value), x2: x(value), y1: "0", y2: "100%" });
     const shown = bars ? rows.filter((row) => row.kind !== "ceiling") : rows;
     const body = shown.map((row, position) => {
-      const [n, mean, low, high] = found[row.name];
+      const [n, mean, low, high, sd] = found[row.name];
       const plot = draw("svg", { role: "img", "aria-label": `${row.name}: ${number(mean, metric.digits)}` }, vertical(0, "axis"));
-      ceilings.slice(0, bars || row.kind !== "ceiling" ? 1 : 0).forEach((other) => plot.append(vertical(found[other.name][1], "guide")));
+      if (line !== null && row.name !== page.line) plot.append(vertical(line, "guide"));
       if (bars) {
         const start = Math.min(axis.at(0), axis.at(mean)), size = Math.abs(axis.at(mean) - axis.at(0));
         plot.append(draw("rect", { class: `bar-${row.kind}`, x: `${start}%`, width: `${Math.max(size, 0.4)}%`, y: "50%", height: 14, transform: "translate(0 -7)" }));
@@ -150,13 +156,14 @@
       }
       const last = row.kind === "ceiling" && shown[position + 1] && shown[position + 1].kind !== "ceiling";
       return make("tr", { class: `${row.kind}${last ? " last-ceiling" : ""}`, "data-row": row.name },
-        make("th", { scope: "row" }, row.name, bars ? null : make("span", { class: "kind" }, ` ${row.kind}`)),
+        make("th", { scope: "row" }, breakable(row.name), bars ? null : make("span", { class: "kind" }, ` ${row.kind}`)),
         make("td", { class: "plot" }, plot),
         make("td", { class: "value number" }, make("b", {}, number(mean, metric.digits)),
-          bars ? null : make("span", { class: "interval" }, interval(low, high, metric.digits))),
+          bars ? null : make("span", { class: "interval" }, interval(low, high, metric.digits)),
+          bars || sd === null ? null : make("span", { class: "interval seeds" }, `\u00b1 ${number(sd, metric.digits)} over seeds`)),
         bars ? null : make("td", { class: "n number" }, String(n)));
     });
-    const feet = draw("svg", { "aria-hidden": "true" }, ticks(axis.low, axis.high, bars ? 2 : 4).map((tick) =>
+    const feet = draw("svg", { "aria-hidden": "true" }, ends(ticks(axis.low, axis.high, narrow ? 2 : 4), narrow).map((tick) =>
       draw("text", { class: "quiet small", x: x(tick.value), y: "70%", "text-anchor": "middle" }, tick.text)));
     return make("table", { class: "scores", "aria-label": label },
       bars ? null : make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "prediction"), make("th", { scope: "col", class: "plot" }, make("span", {}, titled(metric))),
@@ -180,7 +187,7 @@
         ? scoreTable(metric, found, false, `${metric.label}, ${words(category)}`)
         : note("No condition of this category has a value."));
       const names = page.categories.filter((name) => name !== "all");
-      under.textContent = `${titled(metric)}: means, with intervals as lines; the dashed line is the ceiling.`;
+      under.textContent = `${titled(metric)}: means, with intervals as lines${page.line ? `; the dashed line is the ${page.line}` : ""}.`;
       panels.replaceChildren(...names.map((name) => {
         const rows = page.scores[metricName][name] || {};
         const counts = Object.values(rows).map((entry) => entry[0]);
@@ -200,9 +207,9 @@
     place.append(
       make("div", { class: "controls" },
         select("Metric", [...page.shown.map((name) => metrics[name]), ...page.metrics.filter((metric) => !page.shown.includes(metric.name))].map((metric) =>
-          [metric.name, titled(metric), page.metrics.length > page.shown.length ? (page.shown.includes(metric.name) ? "main" : "others") : null]), metricName, (value) => { metricName = value; show(); }, "metric"),
+          [metric.name, titled(metric), page.metrics.length > page.shown.length ? (page.shown.includes(metric.name) ? "shown above" : "others") : null]), metricName, (value) => { metricName = value; show(); }, "metric"),
         page.categories.length > 1 ? select("Conditions", page.categories.map((name) => [name, words(name)]), category, (value) => { category = value; show(); }, "category") : null),
-      definition, board,
+      definition, page.line ? note(`The dashed line is the ${page.line}. Intervals are over ${page.unit}${page.seeds ? "; \u00b1 is the standard deviation over seeds" : ""}.`) : null, board,
       make("details", {}, make("summary", {}, `All ${page.metrics.length} metrics in one table`), make("div", {}, whole)));
     section("categories").append(under, panels);
     if (page.categories.length < 2) section("categories").append(note("All conditions are of one category."));
@@ -224,7 +231,7 @@
     const place = section("ranks");
     const names = page.shown.filter((name) => page.ranks[name]);
     const rows = contenders.filter((row) => names.some((name) => page.ranks[name][row.name]));
-    place.append(note("1 is best, by the mean over all conditions; ceilings do not compete. Ranks say nothing of how large a difference is: the intervals above do."));
+    place.append(note("1 is best, by the mean over all conditions; ceilings do not compete. Those that share a rank stand below one another, with a line beside them. Ranks say nothing of how large a difference is: the intervals above do."));
     const side = 172, step = Math.max(66, Math.min(130, 725 / Math.max(names.length - 1, 1))), line = 24, top = 74;
     const width = 2 * side + step * Math.max(names.length - 1, 0), height = top + line * rows.length + 14;
     const x = (at) => side + step * at, y = (rank) => top + line * (rank - 0.5);
@@ -237,24 +244,40 @@
           draw("tspan", { x: x(at), y: top - 14 - 14 * (lines.length - 1 - row) }, text))));
     });
     const pick = (group, on) => { chart.classList.toggle("picked", on); group.classList.toggle("on", on); if (on) chart.append(group); };
-    // rows that share a rank at an edge share its place: their labels are put below each other
-    const edge = (at) => {
-      const list = rows.filter((row) => page.ranks[names[at]][row.name]).sort((a, b) => page.ranks[names[at]][a.name] - page.ranks[names[at]][b.name]);
+    // each row has a line of its own at each metric, those that share a rank below one another: names stand at their points
+    const places = names.map((name) => {
+      const list = rows.filter((row) => page.ranks[name][row.name]).sort((a, b) => page.ranks[name][a.name] - page.ranks[name][b.name]);
       return Object.fromEntries(list.map((row, position) => [row.name, position + 1]));
+    });
+    names.forEach((name, at) => {
+      const order = Object.keys(places[at]).sort((a, b) => places[at][a] - places[at][b]);
+      order.slice(1).forEach((row, position) => {
+        if (page.ranks[name][row] === page.ranks[name][order[position]])
+          chart.append(draw("line", { class: "tie", x1: x(at) + 8, x2: x(at) + 8, y1: y(position + 1), y2: y(position + 2) }));
+      });
+    });
+    const models = rows.filter((row) => row.kind === "model").map((row) => row.name);
+    const mark = (row, px, py) => {
+      const shape = row.kind === "model" ? models.indexOf(row.name) % 5 : 0, r = shape ? 5.5 : 4.2;
+      return shape === 0 ? draw("circle", { class: "mark", cx: px, cy: py, r })
+        : draw("path", { class: "mark", d: { 1: `M${px - 4.5},${py - 4.5}h9v9h-9Z`, 2: `M${px},${py - r}L${px + r},${py + 4.5}H${px - r}Z`,
+          3: `M${px},${py - r}L${px + r},${py}L${px},${py + r}L${px - r},${py}Z`, 4: `M${px},${py + r}L${px + r},${py - 4.5}H${px - r}Z` }[shape] });
     };
-    const left = names.length ? edge(0) : {}, right = names.length ? edge(names.length - 1) : {};
+    const label = (row, at) => {
+      const place = places[at] && places[at][row.name];
+      const where = at ? { x: x(at) + 14 } : { x: side - 12, "text-anchor": "end" };
+      return place ? draw("text", { ...where, y: y(place) + 4 }, clipped(row.name, 22)) : null;
+    };
     for (const row of [...rows].sort((a, b) => (a.kind === "model") - (b.kind === "model"))) {
-      const points = names.map((name, at) => [at, page.ranks[name][row.name]]).filter((point) => point[1]);
+      const points = names.map((name, at) => [at, places[at][row.name]]).filter((point) => point[1]);
       let path = "", before = null;
       for (const [at, rank] of points) {
         path += before === null ? `M${x(at)},${y(rank)}` : at - before > 1 ? `M${x(at)},${y(rank)}`
-          : `C${x(at) - step / 2},${y(page.ranks[names[before]][row.name])} ${x(at) - step / 2},${y(rank)} ${x(at)},${y(rank)}`;
+          : `C${x(at) - step / 2},${y(places[before][row.name])} ${x(at) - step / 2},${y(rank)} ${x(at)},${y(rank)}`;
         before = at;
       }
-      const group = draw("g", { class: `row ${row.kind}`, "data-row": row.name }, draw("path", { d: path }), draw("path", { class: "hit", d: path }),
-        points.map(([at, rank]) => draw("circle", { cx: x(at), cy: y(rank), r: 4 })),
-        left[row.name] ? draw("text", { x: side - 12, y: y(left[row.name]) + 4, "text-anchor": "end" }, clipped(row.name, 22)) : null,
-        right[row.name] ? draw("text", { x: x(names.length - 1) + 12, y: y(right[row.name]) + 4 }, clipped(row.name, 22)) : null);
+      const group = draw("g", { class: `row ${row.kind} dash-${models.indexOf(row.name) % 3}`, "data-row": row.name }, draw("path", { class: "line", d: path }), draw("path", { class: "hit", d: path }),
+        points.map(([at, rank]) => mark(row, x(at), y(rank))), label(row, 0), names.length > 1 ? label(row, names.length - 1) : null);
       group.addEventListener("pointerenter", (event) => { pick(group, true); showTip(event, `${row.name} (${row.kind})`); });
       group.addEventListener("pointerleave", () => { pick(group, false); hideTip(); });
       chart.append(group);
@@ -263,7 +286,7 @@
       make("details", {}, make("summary", {}, "The ranks as a table"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Ranks as a table" },
         make("table", { class: "wide", id: "rank-table" },
           make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "prediction"), names.map((name) => make("th", { scope: "col", class: "number" }, titled(metrics[name]))))),
-          make("tbody", {}, rows.map((row) => make("tr", { class: row.kind }, make("th", { scope: "row" }, row.name), names.map((name) => {
+          make("tbody", {}, rows.map((row) => make("tr", { class: row.kind }, make("th", { scope: "row" }, breakable(row.name)), names.map((name) => {
             const rank = page.ranks[name][row.name];
             return make("td", { class: "number" }, rank ? number(rank, Number.isInteger(rank) ? 0 : 1) : "\u2013");
           }))))))));
@@ -278,7 +301,7 @@
     }
     let at = 0, source = 0;
     const figure = make("div", {}), facts = make("div", { id: "facts" }), live = make("p", { class: "note", "aria-live": "polite", id: "shown" });
-    const name = (item) => [item.condition, item.context].filter(Boolean).join(" | ");
+    const name = (item) => [item.condition, item.context, item.split].filter(Boolean).join(" | ");
     function show() {
       const item = deltas.items[at], predicted = item.predicted[source];
       live.textContent = `${name(item)}: ${words(item.category)}, ${item.n.toLocaleString("en")} cells. ${deltas.sources[source]} (${kinds[deltas.sources[source]] || "floor"}).`;
@@ -464,7 +487,6 @@
   // ---- data and words ----
   function drawData() {
     const about = page.about;
-    if (about.stand_in) section("stand-in").append(make("p", { class: "warning" }, about.stand_in));
     const place = section("data");
     if (page.description) place.append(make("p", { class: "note" }, page.description));
     if (about.missing) place.append(note(about.missing));
@@ -483,5 +505,10 @@
   drawHeat();
   drawCalibration();
   drawData();
+  // a table that goes on to the right says so
+  const shade = (board) => board.classList.toggle("more", board.scrollLeft + board.clientWidth < board.scrollWidth - 2);
+  const boards = [...document.querySelectorAll(".scroll")];
+  const watch = new ResizeObserver((entries) => entries.forEach((entry) => shade(entry.target)));
+  boards.forEach((board) => { board.addEventListener("scroll", () => shade(board), { passive: true }); watch.observe(board); shade(board); });
   document.documentElement.dataset.ready = "yes";
 })();

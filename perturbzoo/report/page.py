@@ -53,8 +53,10 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
 def render(content: dict[str, Any]) -> str:
     """The page of what :func:`perturbzoo.report.content.collect` put together."""
     room = files("perturbzoo.report")
+    stand_in = html.escape(content["about"]["stand_in"])
     parts = {
         "title": html.escape(content["title"]),
+        "stand_in": f'<p class="warning" id="stand-in">{stand_in}</p>' if stand_in else "",
         "question": "Do they beat the floors?" if len(content["verdict"]["models"]) > 1 else "Does it beat the floors?",
         "answer": html.escape(content["verdict"]["answer"]),
         "sentence": html.escape(content["verdict"]["sentence"]),

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from perturbzoo.errors import PerturbZooError, shortened
@@ -52,20 +51,19 @@ class Results:
     kinds
         Kind of each row of the tables (model, floor, ceiling), in their order.
     scores
-        Table of each row: condition, context, category, n_cells and metrics; means over seeds. With several splits the
-        context begins with the split.
+        Table of each row: split (empty for a run), condition, context, category, n_cells and metrics; means over seeds.
     summary
-        Columns model, category, metric, n, mean, low, high.
+        Columns model, category, metric, n, mean, low, high; of a benchmark :data:`COMPARED` too.
     metric
         The metric that its makers chose for the first sentence, if any.
     runs
-        One run for each model: where changes are shown from.
+        One run for each model and split, models first: where changes are shown from.
     about
         What the data are: data.json of a run, benchmark.json of a benchmark.
-    several_splits
-        Whether contexts begin with the split.
     undone
         Parts of a benchmark's grid that failed.
+    unit
+        What n counts: a benchmark of one condition in several contexts is summarised over contexts.
     """
 
     folder: Path
@@ -78,12 +76,8 @@ class Results:
     metric: str
     runs: list[Run]
     about: dict[str, Any]
-    several_splits: bool = False
     undone: list[str] = field(default_factory=list)
-
-    def context_in_tables(self, run: Run, context: str) -> str:
-        """What a context of a run is called in the tables: with several splits it begins with the split."""
-        return " | ".join(filter(None, (run.split, context))) if self.several_splits else context
+    unit: str = "conditions"
 
     def of_kind(self, kind: str) -> list[str]:
         """Names of the rows of one kind."""
@@ -124,7 +118,7 @@ def _read_run(folder: Path) -> Results:
         description="",
         benchmark=False,
         kinds=kinds_of_rows(names),
-        scores={name: rows.reset_index(drop=True) for name, rows in table.groupby("model", sort=False)},
+        scores={name: rows.reset_index(drop=True).assign(split="") for name, rows in table.groupby("model", sort=False)},
         summary=summary,
         metric="",
         runs=[Run(names[0], folder / "test")],
@@ -133,11 +127,14 @@ def _read_run(folder: Path) -> Results:
 
 
 SUMMARY = ("model", "category", "metric", "n", "mean", "low", "high")
+COMPARED = ("sd_over_seeds", "rank", "verdict", "decisive_floor", "difference", "difference_low", "difference_high")
+"""What a benchmark's table says of a row beside its mean."""
 
 
 def _read_benchmark(folder: Path) -> Results:
     about = read_json(folder / "benchmark.json")
-    summary = _read_table(folder / "leaderboard.csv", *SUMMARY, "kind")
+    again = "run 'perturbzoo benchmark' on this folder again: what is finished stays, only the tables are written anew"
+    summary = _read_table(folder / "leaderboard.csv", *SUMMARY, "kind", *COMPARED, otherwise=again)
     kinds = {str(model): str(kind) for model, kind in summary[["model", "kind"]].drop_duplicates("model").to_numpy()}
     strange = set(kinds.values()) - {MODEL, FLOOR, CEILING}
     if strange:
@@ -156,17 +153,15 @@ def _read_benchmark(folder: Path) -> Results:
         metric=str(about.get("metric", "")),
         runs=_first_runs(folder / "runs", table, [name for name, kind in kinds.items() if kind == MODEL]),
         about=about,
-        several_splits=table["split"].nunique() > 1,
         undone=[_place(entry) for entry in about.get("failed", [])],
+        unit="contexts" if table["condition"].nunique() == 1 < table["context"].nunique() else "conditions",
     )
 
 
 def _mean_over_seeds(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Scores of each model by (split, condition, context): several seeds are one measurement of a condition, not several."""
-    if table["split"].nunique() > 1:
-        table = table.assign(context=table["split"] + np.where(table["context"] == "", "", " | ") + table["context"])
-    labels = ["model", "condition", "context", "category"]
-    numbers = table.drop(columns=["split", "seed"]).set_index(labels)
+    labels = ["model", "split", "condition", "context", "category"]
+    numbers = table.drop(columns="seed").set_index(labels)
     numbers = numbers.apply(lambda column: pd.to_numeric(column.replace({"True": 1, "False": 0}), errors="coerce"))
     groups = numbers.groupby(level=labels, sort=False)
     # as in the leaderboard: a condition that one seed has no value for has none
@@ -182,15 +177,20 @@ def _place(entry: Any) -> str:
 
 
 def _first_runs(folder: Path, table: pd.DataFrame, models: list[str]) -> list[Run]:
-    """For each model its first finished cell of the grid in the first split, if there is one."""
+    """For each model and split its first finished seed, if there is one."""
     runs = []
-    split = str(table["split"].iloc[0])
     for model in models:
-        finished = sorted((folder / model / split).glob("seed-*/done.json"), key=lambda file: (len(file.parent.name), file))
-        if finished:
-            cell = finished[0].parent
-            runs.append(Run(model, cell / "test", split, cell.name.removeprefix("seed-")))
+        for split in dict.fromkeys(table["split"]):
+            finished = sorted((folder / model / split).glob("seed-*/done.json"), key=lambda file: (len(file.parent.name), file))
+            if finished:
+                cell = finished[0].parent
+                runs.append(Run(model, cell / "test", split, cell.name.removeprefix("seed-")))
     return runs
+
+
+def first_of_each(runs: list[Run]) -> list[Run]:
+    """One run for each model: that of its first split."""
+    return list({run.model: run for run in reversed(runs)}.values())[::-1]
 
 
 def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
@@ -206,15 +206,16 @@ def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     return found
 
 
-def _read_table(path: Path, *columns: str) -> pd.DataFrame:
+LABELS = ("model", "condition", "context", "category", "metric", "kind", "split", "seed", "verdict", "decisive_floor")
+
+
+def _read_table(path: Path, *columns: str, otherwise: str = "test again with this version of perturbzoo") -> pd.DataFrame:
     """Read a CSV whose labels stay text: a condition may be called 'NA', a context '1'."""
     if not path.is_file():
         raise PerturbZooError(f"{path} is missing: the run has not finished, or this is not its folder; test it again")
     try:
         head = pd.read_csv(path, nrows=0)
-        labels = [
-            name for name in ("model", "condition", "context", "category", "metric", "kind", "split", "seed") if name in head
-        ]
+        labels = [name for name in LABELS if name in head]
         table = pd.read_csv(
             path, dtype=dict.fromkeys(labels, str), keep_default_na=False, na_values=_missing_values(head, labels)
         )
@@ -222,7 +223,7 @@ def _read_table(path: Path, *columns: str) -> pd.DataFrame:
         raise PerturbZooError(f"{path}: cannot be read as a table: {str(error).splitlines()[0]}") from error
     missing = [name for name in columns if name not in table]
     if missing:
-        raise PerturbZooError(f"{path} lacks the columns {shortened(missing)}; test again with this version of perturbzoo")
+        raise PerturbZooError(f"{path} lacks the columns {shortened(missing)}; {otherwise}")
     if table.empty:
         raise PerturbZooError(f"{path} has no rows: there was nothing to test")
     return table

@@ -1,66 +1,81 @@
-"""What the numbers say: whether a model beats the floors, and who is first by which metric. Tables in, tables out."""
+"""What the numbers say: whether a model beats the floors. Of a run it is computed, of a benchmark read. Tables in, tables out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
 
-from perturbzoo.evaluation.rows import FEWEST
-from perturbzoo.evaluation.summary import ALL, paired_difference
+from perturbzoo.evaluation import verdicts
+from perturbzoo.evaluation.summary import ALL
 from perturbzoo.evaluation.table import FILE_METRICS
 
 AHEAD, LEVEL, BEHIND, UNKNOWN = "ahead", "level", "behind", "unknown"
+_STATES = {verdicts.BEATS: AHEAD, verdicts.TIES: LEVEL, verdicts.LOSES: BEHIND, verdicts.UNKNOWN: UNKNOWN}
+_COLUMNS = ["metric", "state", "rival", "n", "advantage", "low", "high", "floors"]
 
 
 def compare_with_floors(model: pd.DataFrame, floors: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Compare a model with every floor, condition by condition, in every metric that has a better and a worse.
-
-    Parameters
-    ----------
-    model
-        Scores of its conditions (:func:`perturbzoo.evaluation.table.score_conditions`).
-    floors
-        The same of the floors, by name.
+    """Compare a model with every floor, by the rule of :func:`perturbzoo.evaluation.verdicts.compare_with_floors`.
 
     Returns
     -------
-    One row per metric: metric, state, rival, n, advantage, low, high, floors. The model is ``ahead`` if the 95 % interval of the
-    paired difference is in its favour against every floor, ``behind`` if it is in favour of any floor, ``level`` in between,
-    ``unknown`` where fewer than :data:`FEWEST` conditions are common, or there is no floor. `rival` is the floor that the state rests on: the one
-    the model has the least advantage over, among those it is behind if it is, else among those it is level with if it is. `advantage` is above 0 in favour of the model.
+    One row per metric: metric, state (``ahead``, ``level``, ``behind`` or ``unknown``), rival (the floor that the state rests on),
+    n, advantage (above 0 in favour of the model), low, high, floors.
     """
-    columns = ["metric", "rival", "n", "advantage", "low", "high"]
-    parts = [_advantages(model, floor).assign(rival=name) for name, floor in floors.items()]
-    found = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    rows = verdicts.compare_with_floors(model, floors)
+    rows = rows.rename(columns={"decisive_floor": "rival", "difference": "advantage"})
+    lower = [FILE_METRICS[name] is False for name in rows["metric"]]
+    rows.loc[lower, ["advantage", "low", "high"]] = -rows.loc[lower, ["advantage", "high", "low"]].to_numpy(dtype=float)
+    rows["state"] = rows["verdict"].map(_STATES)
+    unknown = rows["state"] == UNKNOWN
+    rows["rival"] = rows["rival"].where(~unknown, "")
+    rows[["advantage", "low", "high"]] = rows[["advantage", "low", "high"]].astype(float).where(~unknown, np.nan)
+    return rows[_COLUMNS]
+
+
+def read_verdicts(board: pd.DataFrame, model: str, floors: Collection[str]) -> pd.DataFrame:
+    """What a benchmark's table says of a model and the floors, as :func:`compare_with_floors` returns it: nothing is computed.
+
+    Parameters
+    ----------
+    board
+        ``leaderboard.csv``.
+    model
+        One of its rows.
+    floors
+        Names of its floors.
+    """
+    board = board[board["category"] == ALL]
+    known = board[board["model"].isin(list(floors)) & board["mean"].notna()].groupby("metric").size()
     rows = []
-    for metric in (name for name, higher in FILE_METRICS.items() if higher is not None and name in model):
-        every = found[(found["metric"] == metric) & found["advantage"].notna()]
-        known = every[every["low"].notna() & (every["n"] >= FEWEST)].sort_values("advantage", kind="stable")
-        if known.empty:
-            rows.append({"metric": metric, "state": UNKNOWN, "rival": "", "n": int(every["n"].max()) if len(every) else 0})
+    for row in board[board["model"] == model].to_dict("records"):
+        metric = str(row["metric"])
+        if FILE_METRICS.get(metric) is None:
             continue
-        lost = known[known["high"] < 0]
-        state = BEHIND if len(lost) else AHEAD if (known["low"] > 0).all() else LEVEL
-        even = known[known["low"] <= 0]
-        decisive = (lost if len(lost) else even if len(even) else known).iloc[0]
-        rows.append({**decisive.to_dict(), "state": state, "floors": len(known)})
-    return pd.DataFrame(rows, columns=["metric", "state", "rival", "n", "advantage", "low", "high", "floors"])
+        state = _STATES.get(str(row["verdict"]), UNKNOWN)
+        paired = row.get("difference_n", row["n"])
+        n = int(row["n"] if pd.isna(paired) else paired)
+        found = {"metric": metric, "state": state, "rival": str(row["decisive_floor"]), "n": n}
+        ends = (row["difference"], row["difference_low"], row["difference_high"])
+        if not FILE_METRICS[metric]:
+            ends = (-ends[0], -ends[2], -ends[1])
+        rows.append({**found, **dict(zip(("advantage", "low", "high"), ends, strict=True)), "floors": known.get(metric, 0)})
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _advantages(model: pd.DataFrame, floor: pd.DataFrame) -> pd.DataFrame:
-    """Paired differences over all conditions, above 0 in favour of the model."""
-    # one category: the categories' own intervals are not asked for here
-    difference = paired_difference(model.assign(category="any"), floor.assign(category="any"))
-    difference = difference[difference["category"] == ALL].rename(columns={"difference": "advantage"})
-    lower = [FILE_METRICS[name] is False for name in difference["metric"]]
-    difference.loc[lower, ["advantage", "low", "high"]] = -difference.loc[lower, ["advantage", "high", "low"]].to_numpy()
-    return difference
+def verdict_sentence(
+    model: str, row: Mapping[str, object], label: str, digits: int = 3, unit: str = "conditions"
+) -> tuple[str, str]:
+    """Answer "does the model beat the floors?" from one row of :func:`compare_with_floors` or :func:`read_verdicts`.
 
-
-def verdict_sentence(model: str, row: Mapping[str, object], label: str, digits: int = 3) -> tuple[str, str]:
-    """Answer "does the model beat the floors?" from one row of :func:`compare_with_floors`.
+    Parameters
+    ----------
+    model, row, label, digits
+        The model, what is known of it, the metric's name, decimals.
+    unit
+        What is paired.
 
     Returns
     -------
@@ -68,9 +83,9 @@ def verdict_sentence(model: str, row: Mapping[str, object], label: str, digits: 
     """
     state, rival, n = row["state"], row["rival"], int(row["n"])  # type: ignore[call-overload]
     if state == UNKNOWN:
-        return "Unknown.", f"There are too few conditions, or no floors, to compare {model} with on {label}."
+        return "Unknown.", f"There are too few {unit}, or no floors, to compare {model} with on {label}."
     advantage, low, high = (float(row[name]) for name in ("advantage", "low", "high"))  # type: ignore[arg-type]
-    pairs = f"{n} conditions, paired, 95 % interval"
+    pairs = f"{n} {unit}, paired, 95 % interval"
     if state == AHEAD:
         many = f"all {row['floors']} floors" if int(row["floors"]) > 1 else "the floor"  # type: ignore[call-overload]
         size = written(advantage, low, high, digits)

@@ -1,30 +1,13 @@
-"""What the page calls things, and how it defines them. docs/evaluation.md has the formulas and the sources."""
+"""How the page defines things. docs/evaluation.md has the formulas and the sources; evaluation.labels has the names."""
 
 from __future__ import annotations
-
-LABELS = {
-    "pearson_delta": "Pearson of delta",
-    "pearson_delta_perturbed_reference": "Pearson of delta, perturbed reference",
-    "direction_top20_de": "direction, top 20 DE genes",
-    "mse_top20_de": "MSE, top 20 DE genes",
-    "mse_top20_de_no_target": "MSE, top 20 DE genes, no targets",
-    "mse": "MSE, all genes",
-    "mae": "MAE, all genes",
-    "rmse": "RMSE, all genes",
-    "pds_cosine": "discrimination score, cosine",
-    "pds_l1": "discrimination score, L1",
-    "pds_l2": "discrimination score, L2",
-    "e_distance": "E-distance",
-    "mmd": "MMD",
-    "weighted_mse": "weighted MSE",
-    "weighted_r2_delta": "weighted R2 of delta",
-}
 
 DEFINITIONS = {
     "pearson_delta": "Correlation, over all genes, of the predicted with the observed change from the control mean. Whatever all "
     "perturbations share counts as success.",
     "pearson_delta_perturbed_reference": "Correlation, over all genes, of the predicted with the observed change from the mean of the "
-    "training perturbations: what all of them share is worth nothing.",
+    "training perturbations; predicting that mean scores 0. Predicting no change need not score 0 here: seen from that mean it is the "
+    "opposite of what perturbations share, which is right wherever a perturbation does little.",
     "direction_top20_de": "Share of a condition's 20 most differentially expressed genes whose predicted change has the right sign.",
     "mse_top20_de": "Mean squared error over a condition's 20 most differentially expressed genes.",
     "mse_top20_de_no_target": "Mean squared error over these 20 genes without the perturbed genes themselves.",
@@ -37,6 +20,7 @@ DEFINITIONS = {
     "de_overlap": "Share of the observed differentially expressed genes that are among as many predicted ones.",
     "de_lfc_spearman": "Rank correlation of log fold changes over the observed differentially expressed genes.",
     "centroid_accuracy": "Share of the other conditions whose mean is further from the prediction than the true one's: .5 is chance.",
+    "l2_top1000": "Euclidean distance of the predicted from the observed change over the 1,000 genes most expressed in the controls.",
     "weighted_mse": "Mean squared error, genes weighted by how specific they are for the condition.",
     "weighted_r2_delta": "Weighted R2 of the change from the perturbed mean, the same weights.",
     "variance_recovery": "Variance between predicted conditions over that between observed ones: 0 if all are predicted alike.",
@@ -53,12 +37,8 @@ GLOSSARY = {
     "ceiling": "What a repeat of the experiment would score, made from the same cells: one half of a condition's cells for the other, or "
     "its technical duplicate.",
     "interval": "95 % bootstrap over conditions: what another draw of conditions would give, not what another training run would.",
+    "over seeds": "Standard deviation of a model's mean from training run to training run.",
     "paired": "Differences are taken condition by condition and then averaged; two intervals that overlap can still belong to a clear difference.",
-    "ahead, level, behind": "Ahead: the interval of the paired difference is in the model's favour against every floor. Behind: it is in favour of "
-    "a floor. Level: neither. Not corrected for the number of metrics.",
+    "ahead, level, behind": "Ahead: clear of every floor, that is, the interval of the paired difference leaves out 0, and so does a sign-flip "
+    "test over conditions (p below .05). Behind: a floor is clear of the model. Level: neither. Not corrected for the number of metrics.",
 }
-
-
-def label_of(metric: str) -> str:
-    """How the page calls a metric."""
-    return LABELS.get(metric, metric.replace("_", " "))

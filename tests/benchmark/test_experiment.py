@@ -118,6 +118,8 @@ def test_a_public_file_is_here_once_it_is_in_the_cache(tmp_path: Path, monkeypat
         ({"models": {"GEARS": "data/screen.yaml"}}, "GEARS: data/screen.yaml has no section 'model'"),
         ({"models": {"a/b": "model/gears.yaml"}}, "models, a/b: a label is a folder's name too"),
         ({"models": {"Additive": "model/gears.yaml"}}, "models, Additive: every run scores this baseline"),
+        ({"models": {"KNN (mine)": "model/gears.yaml"}}, "every run scores this baseline"),
+        ({"models": {"split-half ceiling": "model/gears.yaml"}}, "every run scores this ceiling"),
         ({"seeds": 3}, r"seeds must be a list of whole numbers, such as \[0, 1, 2\], not 3"),
         ({"seeds": [1.5]}, "seeds must be a list of whole numbers"),
         ({"seeds": [True]}, "seeds must be a list of whole numbers"),

@@ -80,17 +80,23 @@ def test_ranks_leave_out_ceilings_and_know_which_way_is_up() -> None:
     assert set(board["kind"]) == {"model", "floor", "ceiling"}
 
 
-def test_the_difference_is_to_the_best_floor_of_the_metric_and_category() -> None:
+def test_the_difference_is_to_the_floor_that_decides() -> None:
     board = leaderboard(EXAMPLE, KINDS)
     row = cell_of(board, "M")
     # A .3 - .5, B .4 - .4, A+C .7 - .1
-    assert row["best_floor"] == "Ridge"
+    assert row["decisive_floor"] == "Ridge"
     assert row["difference"] == pytest.approx((-0.2 + 0.0 + 0.6) / 3)
     assert row["difference_low"] == pytest.approx(-0.2), "the least that a resample of these can give"
     assert row["difference_high"] == pytest.approx(0.6)
     assert row["verdict"] == "", "three conditions"
     mse = cell_of(board, "M", "mse")
-    assert (mse["best_floor"], mse["difference"], mse["difference_low"], mse["difference_high"]) == ("NoChange", 1.0, 1.0, 1.0)
+    assert (mse["decisive_floor"], mse["difference"], mse["difference_low"], mse["difference_high"]) == (
+        "NoChange",
+        1.0,
+        1.0,
+        1.0,
+    )
+    assert mse["p"] == 2 / 8, "of the eight choices of signs two are as far from 0"
     assert cell_of(board, "M", category="combo")["difference"] == pytest.approx(0.6)
     assert pd.isna(cell_of(board, "Ridge")["difference"])
 
@@ -112,7 +118,7 @@ def test_five_conditions_that_agree_prove_nothing(conditions: str, verdict: str)
         (name, "s", seed, one, mean, 0.2) for name, seed, mean in (("M", 0, 0.5), ("NoChange", None, 0.1)) for one in conditions
     ]
     row = cell_of(leaderboard(scores_of(*rows), {"M": "model", "NoChange": "floor"}), "M")
-    assert row["difference_n"] == len(conditions)
+    assert row["p"] == 2 / 2 ** len(conditions)
     assert row["difference_low"] == pytest.approx(0.4)
     assert row["verdict"] == verdict
 
@@ -132,7 +138,7 @@ def test_of_floors_that_are_the_same_the_simplest_is_named() -> None:
         *((name, "s", 0 if name == "M" else None, one, mean, 1.0) for name, mean in names.items() for one in "ABCDEF")
     )
     board = leaderboard(table, {name: "model" if name == "M" else "floor" for name in names})
-    assert cell_of(board, "M")["best_floor"] == "TrainingMean"
+    assert cell_of(board, "M")["decisive_floor"] == "TrainingMean"
     assert list(dict.fromkeys(board["model"])) == ["M", "TrainingMean", "MatchingMean", "Additive"]
 
 
@@ -155,6 +161,7 @@ def test_a_seed_that_diverged_is_not_averaged_away() -> None:
 def test_a_model_without_a_split_is_compared_on_the_others() -> None:
     table = EXAMPLE[~((EXAMPLE["model"] == "M") & (EXAMPLE["split"] == "t"))]
     row = cell_of(leaderboard(table, KINDS), "M")
+    assert pd.isna(row["rank"]), "it competes with nobody who was scored on more"
     # A .3 - .5, B .6 - .6: the floor's B of split t is not in it
     assert row["n"] == 2
     assert row["difference"] == pytest.approx((-0.2 + 0.0) / 2)
@@ -207,6 +214,13 @@ def test_floors_come_once_for_each_split(tmp_path: Path) -> None:
     assert sorted(scores.loc[scores["model"] == "two", "seed"].unique()) == [1, 2]
     again, _, _ = collect(cells[::-1], tmp_path)
     pd.testing.assert_frame_equal(leaderboard(scores, kinds), leaderboard(again, kinds))
+
+
+def test_a_condition_called_na_is_one(tmp_path: Path) -> None:
+    cell = leave(tmp_path, "one", 0, 0.1, 0.5, rows=["NA", "None", "A"])  # type: ignore[arg-type]
+    scores, kinds, _ = collect([cell], tmp_path)
+    assert set(scores["condition"]) == {"NA", "None", "A"}
+    assert cell_of(leaderboard(scores, kinds), "one")["n"] == 3
 
 
 def test_floors_that_disagree_are_named(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ import pytest
 
 from perturbzoo.benchmark import running
 from perturbzoo.benchmark.experiment import Experiment, read_experiment
-from perturbzoo.benchmark.running import Outcome, plan, run_cells, state_of, threads_for
+from perturbzoo.benchmark.running import Outcome, error_of, locked, plan, run_cells, state_of, threads_for
 from perturbzoo.cli import main
 from perturbzoo.errors import PerturbZooError
 
@@ -48,9 +50,9 @@ def test_a_finished_cell_is_not_run_again_and_a_killed_one_is(
 ) -> None:
     output = tmp_path / "out"
     pretend(monkeypatch, "finish()")
-    assert plan(experiment.cells, output)[1] == "4 cells: 0 finished before and reused, 4 to run (4 new)"
+    assert plan(experiment.cells, output)[1] == "4 runs: 0 finished before and reused, 4 to run (4 new)"
     assert [outcome.reason for outcome in run(experiment, output)] == [""] * 4
-    assert plan(experiment.cells, output) == ([], "4 cells: 4 finished before and reused, 0 to run")
+    assert plan(experiment.cells, output) == ([], "4 runs: 4 finished before and reused, 0 to run")
     # what a killed run leaves: all but the last file
     killed, others = experiment.cells[2], [experiment.cells[k] for k in (0, 1, 3)]
     (output / killed.folder / "done.json").unlink()
@@ -58,7 +60,7 @@ def test_a_finished_cell_is_not_run_again_and_a_killed_one_is(
     written = {cell.folder: (output / cell.folder / "done.json").stat().st_mtime_ns for cell in others}
     to_run, line = plan(experiment.cells, output)
     assert to_run == [killed]
-    assert line == "4 cells: 3 finished before and reused, 1 to run (1 not finished before)"
+    assert line == "4 runs: 3 finished before and reused, 1 to run (1 not finished before)"
     run(experiment, output)
     assert state_of(killed, output) == "finished"
     assert not (output / killed.folder / "checkpoints").exists(), "the run starts from nothing"
@@ -75,7 +77,7 @@ def test_a_changed_configuration_is_noticed(write_experiment: Write, tmp_path: P
     }
     to_run, line = plan(read_experiment(write_experiment(tmp_path, models=models)).cells, output)
     assert [cell.model for cell in to_run] == ["CPA"]
-    assert line == "2 cells: 1 finished before and reused, 1 to run (1 with another configuration than before)"
+    assert line == "2 runs: 1 finished before and reused, 1 to run (1 with another configuration than before)"
     # another version of the package is another run
     monkeypatch.setattr("perturbzoo.__version__", "999")
     assert len(plan(read_experiment(write_experiment(tmp_path)).cells, output)[0]) == 2
@@ -93,7 +95,7 @@ def test_a_damaged_record_is_no_result(experiment: Experiment, tmp_path: Path, c
     ("script", "reason"),
     [
         ("print('working'); print('error: no such gene\\n'); sys.exit(2)", "no such gene"),
-        ("raise ValueError('nothing')", "ValueError: nothing"),
+        ("raise ValueError('nothing')", "ended with status 1"),
         ("sys.exit(3)", "ended with status 3"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "ended by signal 9 (killed, perhaps for want of memory)"),
         ("pass", "ended without a result"),
@@ -155,6 +157,38 @@ def test_a_stopped_benchmark_says_how_to_go_on(
     assert [state_of(cell, output) for cell in read_experiment(file).cells] == ["finished", "unfinished"]
 
 
+def test_one_benchmark_at_a_time_in_a_folder(
+    write_experiment: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, output = write_experiment(tmp_path), tmp_path / "out"
+    with locked(output), pytest.raises(SystemExit):
+        main(["benchmark", "--config", str(file), "--output", str(output)])
+    assert f"another benchmark is running in {output} ({socket.gethostname()}, pid {os.getpid()})" in capsys.readouterr().err
+    with locked(output):
+        pass
+
+
+def test_a_cell_does_not_outlive_a_parent_that_was_killed(tmp_path: Path) -> None:
+    child = "import os, time; from perturbzoo.benchmark.cell import end_with; end_with(os.getppid()); print('ready', flush=True); time.sleep(60)"
+    script = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid, flush=True); time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(next(line for line in parent.stdout if line.strip() != "ready"))
+    assert parent.stdout.readline().strip() == "ready"
+    parent.kill()
+    # the pipe closes when the last that holds it has ended
+    assert parent.stdout.read() == ""
+    parent.wait()
+    assert pid != parent.pid
+
+
+def test_progress_is_no_reason(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("epoch 3/20\n")
+    assert error_of(tmp_path) == ""
+    (tmp_path / "log.txt").write_text("epoch 3/20\nerror: no gene\n\n")
+    assert error_of(tmp_path) == "no gene"
+
+
 # ---------------------------------------------------------------------- for real
 
 
@@ -199,7 +233,7 @@ def test_only_what_is_missing_is_run_again(finished: tuple[Path, Path], capsys: 
     with pytest.raises(SystemExit):
         main(["benchmark", "--config", str(file), "--output", str(output)])
     said = capsys.readouterr().out
-    assert "3 cells: 2 finished before and reused, 1 to run (1 not finished before)" in said
+    assert "3 runs: 2 finished before and reused, 1 to run (1 not finished before)" in said
     assert "failed: broken, split one, seed 0: " in said
     assert "pearson_delta: " in said
     assert files == {path: path.stat().st_mtime_ns for path in files}
@@ -210,7 +244,7 @@ def test_a_part_of_the_grid_keeps_the_rest_in_the_table(
 ) -> None:
     file, output = finished
     main(["benchmark", "--config", str(file), "--output", str(output), "--models", "CPA"])
-    assert "1 cell: 1 finished before and reused, 0 to run" in capsys.readouterr().out
+    assert "1 run: 1 finished before and reused, 0 to run" in capsys.readouterr().out
     assert {"GEARS", "CPA"} <= set(pd.read_csv(output / "leaderboard.csv")["model"])
     (failed,) = json.loads((output / "benchmark.json").read_text())["failed"]
     assert failed["model"] == "broken", "what failed before is not forgotten"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,17 @@ def test_weights_and_biases_would_take_it(file: Path) -> None:
     """Sweep configuration keys of https://docs.wandb.ai/guides/sweeps/sweep-config-keys."""
     sweep = read(file)
     assert {"program", "method", "metric", "parameters", "command"} <= set(sweep)
-    assert set(sweep) <= {"program", "method", "metric", "parameters", "command", "early_terminate", "name", "description"}
+    assert set(sweep) <= {
+        "program",
+        "project",
+        "method",
+        "metric",
+        "parameters",
+        "command",
+        "early_terminate",
+        "name",
+        "description",
+    }
     assert sweep["method"] in ("bayes", "random", "grid")
     assert sweep["metric"] == {"name": "val/pearson_delta", "goal": "maximize"}, "chosen on validation conditions"
     assert sweep["early_terminate"]["type"] == "hyperband"
@@ -40,7 +52,9 @@ def test_weights_and_biases_would_take_it(file: Path) -> None:
             assert parameter["distribution"] in BOUNDED
             assert parameter["min"] < parameter["max"]
             assert parameter["min"] > 0 or "log" not in parameter["distribution"]
-    assert sweep["command"][:2] == ["perturbzoo", "fit"]
+    assert sweep["project"] == "perturbzoo"
+    assert sweep["command"][:2] == ["sh", "-c"]
+    assert sweep["command"][3:6] == ["sh", "perturbzoo", "fit"]
     assert sweep["command"][-1] == "${args}", "the agent writes --name=value for each parameter there"
 
 
@@ -55,7 +69,7 @@ def test_the_command_takes_every_parameter(
         values = [extremes(sweep["parameters"][name])[end] for name in names]
         arguments = [f"--{name}={value}" for name, value in zip(names, values, strict=True)]
         with pytest.raises(SystemExit) as stop:
-            main([*sweep["command"][1:-1], *arguments, "--print_config"])
+            main([*sweep["command"][5:-1], *arguments, "--print_config"])
         assert stop.value.code == 0
         config = yaml.safe_load(capsys.readouterr().out)
         for name, value in zip(names, values, strict=True):
@@ -63,6 +77,17 @@ def test_the_command_takes_every_parameter(
             for part in name.split("."):
                 found = found[part]
             assert found == value, name
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_each_run_has_a_folder_of_its_own(file: Path) -> None:
+    start = read(file)["command"][:4]
+    command = [*start, "echo", "--a=1 2"]
+    said = [
+        subprocess.run(command, env={**os.environ, "WANDB_RUN_ID": name}, capture_output=True, text=True, check=True).stdout
+        for name in ("one", "two")
+    ]
+    assert said == [f"--a=1 2 --trainer.default_root_dir=sweeps/{name}\n" for name in ("one", "two")]
 
 
 def test_there_are_sweeps() -> None:

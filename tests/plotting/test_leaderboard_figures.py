@@ -56,6 +56,10 @@ def test_leaderboard_draws_the_table_best_first() -> None:
     intervals = sorted(tuple(np.round(segment[:, 0], 12)) for group in ax.collections for segment in group.get_segments())
     assert intervals == sorted((round(mean - 0.1, 12), round(mean + 0.2, 12)) for mean, _ in MEANS.values())
     assert "higher is better" in ax.get_xlabel()
+    # the dashed line is at the split-half ceiling and says so
+    (line,) = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert line.get_xdata()[0] == 0.9
+    assert [(text.get_text(), text.xy[0]) for text in ax.texts] == [("split-half ceiling", 0.9)]
     # the model filled, floors hollow
     faces = {line.get_label(): line.get_markerfacecolor() for line in ax.lines}
     assert faces["NoChange"] == faces["Additive"] == "white" != faces["GEARS"]
@@ -72,7 +76,9 @@ def test_ranks_with_a_tie() -> None:
     ax = plot_ranks(_summary(), ["pearson_delta", "mse"])
     drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
     assert drawn == {"GEARS": [2.0, 1.5], "Additive": [1.0, 1.5], "NoChange": [3.0, 3.0]}
-    assert [text.get_text() for text in ax.texts] == ["Additive", "GEARS", "NoChange", "GEARS", "Additive", "NoChange"]
+    assert [text.get_text() for text in ax.texts] == ["Additive", "GEARS", "NoChange", "GEARS, Additive", "NoChange"]
+    # each name stands at its point
+    assert [text.get_position()[1] for text in ax.texts] == [1.0, 2.0, 3.0, 1.5, 3.0]
     assert ax.yaxis_inverted()
 
 

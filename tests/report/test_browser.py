@@ -6,6 +6,7 @@ Screenshots are kept in the folder that ``PERTURBZOO_SCREENSHOTS`` names, else i
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -210,5 +211,57 @@ def test_several_models(browser: Any, pages: dict[str, Path]) -> None:
         "return [...document.querySelectorAll('#matrix tbody tr')].map(r => r.children[1].textContent)"
     )
     assert [state.split()[-1] for state in states] == ["ahead", "behind"]
+    assert "over seeds" in _text(browser, "#board [data-row=Winner]")
     _choose(browser, "model-of-floors", "Loser")
     assert "behind" in _text(browser, "#differences tr.chosen")
+
+
+RANK_LABELS = """
+return [...document.querySelectorAll('.bump g.row')].map((row) => {
+  const marks = [...row.querySelectorAll('.mark')].map((mark) => mark.getBoundingClientRect()), texts = [...row.querySelectorAll('text')];
+  const box = texts.at(-1).getBoundingClientRect(), mark = marks.at(-1);
+  const line = row.querySelector('.line');
+  return [row.dataset.row, texts.length, box.top + box.height / 2 - mark.top - mark.height / 2,
+    row.querySelector('.mark').tagName + getComputedStyle(line).strokeDasharray + getComputedStyle(line).stroke];
+});
+"""
+
+
+def test_ranks_are_told_apart_without_hovering(browser: Any, pages: dict[str, Path]) -> None:
+    _open(browser, pages["benchmark"])
+    rows = browser.execute_script(RANK_LABELS)
+    assert len(rows) == 5
+    assert all(count == 2 for _, count, _, _ in rows)
+    # a name at the right end is beside its point, also where a rank is shared
+    assert max(abs(off) for _, _, off, _ in rows) < 4
+    looks = {name: look for name, _, _, look in rows}
+    assert looks["Winner"] != looks["Loser"]
+
+
+TICKS = """
+return [...document.querySelectorAll('.scores tfoot svg')].map((svg) =>
+  [...svg.querySelectorAll('text')].map((text) => { const box = text.getBoundingClientRect(); return [box.left, box.right]; }));
+"""
+
+
+def test_the_phone(browser: Any, pages: dict[str, Path]) -> None:
+    for page in pages.values():
+        _open(browser, page, width=360)
+        for axis in browser.execute_script(TICKS):
+            assert len(axis) <= 2
+            assert all(first[1] < second[0] for first, second in itertools.pairwise(axis))
+    # a table that goes on says so until its end is reached, and its first column stays
+    box = "document.querySelector('#matrix').parentNode"
+    place = f"return [{box}.classList.contains('more'), {box}.querySelector('tbody th').getBoundingClientRect().left]"
+    before = browser.execute_script(place)
+    end = f"const done = arguments[0]; {box}.scrollLeft = 9999; requestAnimationFrame(() => requestAnimationFrame(done))"
+    browser.execute_async_script(end)
+    assert browser.execute_script(f"return {box}.scrollLeft") > 50
+    assert (before[0], browser.execute_script(place)[0]) == (True, False)
+    assert browser.execute_script(place)[1] == pytest.approx(before[1], abs=1)
+
+
+def test_the_line_has_a_name(browser: Any, pages: dict[str, Path]) -> None:
+    _open(browser, pages["run"])
+    assert "The dashed line is the split-half ceiling." in _text(browser, "#leaderboard")
+    assert "the dashed line is the split-half ceiling" in _text(browser, "#categories")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from folders import CEILING, CONDITIONS, FLOORS, write_benchmark, write_run
+from folders import CEILING, CONDITIONS, FLOORS, STAND_IN, write_benchmark, write_run
 
 from perturbzoo.cli import main
 from perturbzoo.errors import PerturbZooError
@@ -68,7 +68,7 @@ def test_numbers_are_those_of_the_tables(tmp_path: Path) -> None:
     seen = 0
     for row in summary.itertuples():
         found = content["scores"][row.metric][row.category][row.model]
-        assert found == [row.n, row.mean, row.low, row.high]
+        assert found == [row.n, row.mean, row.low, row.high, None]
         seen += 1
     assert seen == 4 * 3 * (len(FLOORS) + 2)
     assert [row["kind"] for row in content["rows"]] == ["model", *["floor"] * len(FLOORS), "ceiling"]
@@ -110,7 +110,10 @@ def test_the_first_sentence(tmp_path: Path, shift: float, answer: str) -> None:
     assert "Additive" in page.texts["sentence"]
     if shift < 0:
         assert page.texts["sentence"].startswith("The floor Additive beats GEARS")
-        assert "behind on 3 (Pearson of delta: Additive; " in page.texts["sentence"]
+        assert (
+            "behind on 3 (Pearson of delta, perturbed reference: Additive; Pearson of delta: Additive; "
+            in page.texts["sentence"]
+        )
 
 
 def test_benchmark_with_several_splits_and_seeds(tmp_path: Path) -> None:
@@ -118,23 +121,72 @@ def test_benchmark_with_several_splits_and_seeds(tmp_path: Path) -> None:
     page = _read(write_report(tmp_path))
     content = page.content
     assert page.texts["answer"] == "Some do."
-    assert "1 of 2 models beat every floor on Pearson of delta: Winner." in page.texts["sentence"]
-    assert "1 loses to one: Loser to Additive." in page.texts["sentence"]
-    assert content["about"]["stand_in"] == "A simulated stand-in, not the public file."
-    # seeds are averaged before pairing, splits are not mixed
+    said = page.texts["sentence"]
+    assert said.startswith("1 of 2 models beat every floor on Pearson of delta: Winner.")
+    assert "1 loses to one: Loser to Additive." in said
+    assert "1 of 2 models beat every floor on Pearson of delta, perturbed reference: Winner." in said
+    note = f"A stand-in, not the public file of this experiment: {STAND_IN}"
+    assert content["about"]["stand_in"] == page.texts["stand-in"] == note
+    assert ["data", note] in content["about"]["entries"]
+    assert content["description"] == "The experiment: Nothing real."
+    # sizes of the data, from the first run
+    assert ["cells", "1,234"] in content["about"]["entries"]
+    assert ["conditions", "10 train, 2 val, 8 test (split one)"] in content["about"]["entries"]
+    # verdict, difference, n, rank and spread are those of the leaderboard, turned in favour of the model
+    board = pd.read_csv(tmp_path / "leaderboard.csv").query("category == 'all'").set_index(["model", "metric"])
+    states = {"Winner": "ahead", "Loser": "behind"}
+    for model, state in states.items():
+        for row in content["verdict"]["models"][model]:
+            written = board.loc[(model, row["metric"])]
+            sign = 1 if row["metric"].startswith("pearson") else -1
+            assert (row["state"], row["rival"], row["n"]) == (state, "Additive", written["n"])
+            assert row["advantage"] == pytest.approx(sign * written["difference"])
+            assert row["low"] == pytest.approx(row["advantage"] - 0.01)
+            assert content["ranks"][row["metric"]][model] == written["rank"]
+            assert content["scores"][row["metric"]]["all"][model][4] == 0.014
     keys = ["split", "condition"]
     own = rows[rows["model"] == "Winner"].groupby(keys)["pearson_delta"].mean()
-    floor = rows[rows["model"] == "Additive"].set_index(keys)["pearson_delta"]
-    row = content["verdict"]["models"]["Winner"][0]
-    assert row["metric"] == content["main"] == "pearson_delta"
-    assert row["advantage"] == pytest.approx((own - floor).mean(), abs=1e-12)
-    assert row["n"] == len(CONDITIONS)
-    # the picker's scores are those of its split
-    item = content["deltas"]["items"][0]
+    # the picker has all splits, each with its own scores
+    items = content["deltas"]["items"]
     assert content["deltas"]["sources"] == ["Winner", "Loser", *FLOORS]
-    assert item["scores"][0][0] == pytest.approx(own["one", item["condition"]], abs=1e-12)
+    assert [(item["split"], item["condition"]) for item in items] == [(s, c) for s in ("one", "two") for c in CONDITIONS]
+    for item in items:
+        assert item["scores"][0][0] == pytest.approx(own[item["split"], item["condition"]], abs=1e-12)
     board = pd.read_csv(tmp_path / "leaderboard.csv").set_index(["model", "category", "metric"])
     assert content["scores"]["mse"]["all"][CEILING][1] == board.loc[(CEILING, "all", "mse"), "mean"]
+
+
+def test_a_model_without_the_first_split_stays(tmp_path: Path) -> None:
+    write_benchmark(tmp_path, {"Winner": 0.2, "Loser": -0.2})
+    for done in (tmp_path / "runs" / "Loser" / "one").glob("*/done.json"):
+        done.unlink()
+    deltas = _read(write_report(tmp_path)).content["deltas"]
+    assert deltas["sources"][:2] == ["Winner", "Loser"]
+    for item in deltas["items"]:
+        known = [value is not None for value in item["predicted"][1]]
+        assert all(known) if item["split"] == "two" else not any(known)
+
+
+def test_the_leaderboard_has_the_last_word(tmp_path: Path) -> None:
+    # it says "no difference" and "too few" though the scores of the conditions are far apart
+    write_benchmark(tmp_path, {"Best": 0.3, "Other": 0.2})
+    board = pd.read_csv(tmp_path / "leaderboard.csv")
+    board.loc[board["model"] == "Best", "verdict"] = "no difference"
+    board.loc[board["model"] == "Other", ["verdict", "decisive_floor"]] = ""
+    board.to_csv(tmp_path / "leaderboard.csv", index=False)
+    page = _read(write_report(tmp_path))
+    assert page.texts["answer"] == "Not shown."
+    assert "1 cannot be told from the floors. 1 has too few conditions to say." in page.texts["sentence"]
+    # the best mean, but no better than a floor: its name is not given as the winner's
+    assert "best mean" not in page.texts["sentence"]
+
+
+def test_contexts_are_counted_where_there_is_one_condition(tmp_path: Path) -> None:
+    write_benchmark(tmp_path, {"M": 0.2}, conditions=["stim"], splits=["B", "T"], contexts=[f"c{row}" for row in range(7)])
+    page = _read(write_report(tmp_path))
+    assert page.content["unit"] == "contexts"
+    board = pd.read_csv(tmp_path / "leaderboard.csv").query("category == 'all' and metric == 'pearson_delta' and model == 'M'")
+    assert f"({board['n'].item()} contexts, paired" in page.texts["sentence"]
 
 
 def test_a_failed_and_an_unfinished_cell(tmp_path: Path) -> None:
@@ -239,6 +291,9 @@ def _broken(tmp_path: Path, what: str) -> Path:
         (folder / "test" / "data.json").write_text("{")
     elif what == "benchmark without leaderboard":
         (folder / "leaderboard.csv").unlink()
+    elif what == "benchmark of an older version":
+        board = pd.read_csv(folder / "leaderboard.csv").drop(columns=["verdict", "decisive_floor"])
+        board.to_csv(folder / "leaderboard.csv", index=False)
     elif what == "benchmark JSON a list":
         (folder / "benchmark.json").write_text("[]")
     return folder
@@ -257,6 +312,7 @@ def _broken(tmp_path: Path, what: str) -> Path:
         ("broken JSON", "data.json: cannot be read as JSON"),
         ("benchmark without leaderboard", "leaderboard.csv is missing"),
         ("benchmark JSON a list", "expected an object"),
+        ("benchmark of an older version", "verdict, decisive_floor; run 'perturbzoo benchmark' on this folder again"),
     ],
 )
 def test_broken_folders_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, words: str) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from perturbzoo.benchmark.leaderboard import BEATS, CEILING, FLOOR, LOSES, MAIN_METRICS, MODEL, TIES, better
+from perturbzoo.benchmark.leaderboard import MAIN_METRICS, better
 from perturbzoo.errors import PerturbZooError
+from perturbzoo.evaluation.rows import CEILING, FLOOR, MODEL
 from perturbzoo.evaluation.summary import ALL, format_table
 from perturbzoo.evaluation.table import FILE_METRICS
+from perturbzoo.evaluation.verdicts import BEATS, LOSES, TIES
 
 BEGIN = "<!-- made by 'perturbzoo benchmark --table': what stands between these lines is written anew -->"
 END = "<!-- end of what was made -->"
@@ -43,34 +45,46 @@ def sentences(board: pd.DataFrame, metric: str) -> list[str]:
 
 
 def _sentence(rows: pd.DataFrame, metric: str) -> str:
-    direction = FILE_METRICS[metric]
     scored = rows[rows["mean"].notna() & (rows["kind"] != CEILING)]
     models = scored[scored["kind"] == MODEL]
-    if direction is None or models.empty:
+    if FILE_METRICS[metric] is None or models.empty:
         return ""
-    best = scored.loc[better(metric, scored["mean"]).idxmax()]
+    ranked = scored[scored["rank"].notna()]
     floors = scored[scored["kind"] == FLOOR]
+    said = f"{metric}:"
+    if len(ranked):
+        # equal but for rounding share the first rank
+        best = ranked[ranked["rank"] == ranked["rank"].min()]
+        names, mean = " and ".join(best["model"]), f"{best['mean'].iloc[0]:.3g}"
+        if set(best["kind"]) == {FLOOR}:
+            said += f" the best mean is a baseline's, {best['model'].iloc[0]} ({mean})."
+        elif len(best) > 1:
+            said += f" {names} share the best mean ({mean})."
+        else:
+            said += f" best is {names} ({mean})" + (f", {_best_floor(floors, metric)}." if len(floors) else ".")
     if floors.empty:
-        return f"{metric}: best is {best['model']} ({best['mean']:.3g}); there is no baseline beside it."
-    # chosen with the table, which names the simplest of those that are the same
-    floor = floors[floors["model"] == models["best_floor"].iloc[0]].iloc[0]
-    if best["kind"] == FLOOR:
-        said = f"{metric}: a baseline wins, {floor['model']} ({floor['mean']:.3g})."
-    else:
-        said = (
-            f"{metric}: best is {best['model']} ({best['mean']:.3g}), the best baseline {floor['model']} ({floor['mean']:.3g})."
-        )
-    for verdict, words in ((BEATS, "Better than the baseline"), (TIES, "Not to be told from it"), (LOSES, "Worse than it")):
+        return f"{said} There is no baseline beside it."
+    for verdict, words in ((BEATS, "Better than every baseline"), (TIES, "Not to be told from one"), (LOSES, "Worse than one")):
         group = models[models["verdict"] == verdict].to_dict("records")
-        if group or verdict == BEATS:
+        if group or (verdict == BEATS and (models["verdict"] != "").any()):
             said += f" {words}: {', '.join(map(_with_difference, group)) or 'none'}."
     if not (models["verdict"] != "").any():
-        said += " There are too few conditions for an interval."
-    return said + _saturation(rows, floor, metric)
+        said += " There are too few conditions for a verdict."
+    return said + _saturation(rows, floors.loc[_turned(floors, metric).idxmax()], metric)
+
+
+def _turned(rows: pd.DataFrame, metric: str) -> pd.Series:
+    return better(metric, rows["mean"].map(lambda value: float(f"{value:.9g}")))
+
+
+def _best_floor(floors: pd.DataFrame, metric: str) -> str:
+    floor = floors.loc[_turned(floors, metric).idxmax()]
+    return f"the best baseline {floor['model']} ({floor['mean']:.3g})"
 
 
 def _with_difference(row: dict[Any, Any]) -> str:
-    return f"{row['model']} {row['difference']:+.3g} [{row['difference_low']:.3g}, {row['difference_high']:.3g}]"
+    interval = f"[{row['difference_low']:.3g}, {row['difference_high']:.3g}]"
+    return f"{row['model']} ({row['difference']:+.3g} {interval} from {row['decisive_floor']})"
 
 
 def _saturation(rows: pd.DataFrame, floor: pd.Series, metric: str) -> str:
@@ -96,7 +110,7 @@ def page(folders: Sequence[Path]) -> str:
     Raises
     ------
     PerturbZooError
-        A folder is no benchmark's, or has no finished cell.
+        A folder is no benchmark's, or has no finished run.
     """
     return "\n".join([BEGIN, *(line for folder in folders for line in _section(folder)), END]) + "\n"
 
@@ -122,11 +136,11 @@ def write_page(path: Path, text: str) -> None:
 def _section(folder: Path) -> list[str]:
     try:
         about = json.loads((folder / "benchmark.json").read_text())
-        board = pd.read_csv(folder / "leaderboard.csv", keep_default_na=True)
+        board = pd.read_csv(folder / "leaderboard.csv")
     except (OSError, ValueError) as error:
         raise PerturbZooError(f"{folder}: no folder of 'perturbzoo benchmark': {' '.join(str(error).split())}") from error
     if board.empty:
-        raise PerturbZooError(f"{folder}: no cell of this benchmark is finished")
+        raise PerturbZooError(f"{folder}: no run of this benchmark is finished")
     board["verdict"] = board["verdict"].fillna("")
     rows = board[board["category"] == ALL]
     metrics = main_metrics(board, about["metric"])
@@ -143,11 +157,13 @@ def _section(folder: Path) -> list[str]:
         f"| | {' | '.join(f'{name} {_ARROWS[FILE_METRICS[name]]}' for name in metrics)} |",
         "|---" * (len(metrics) + 1) + "|",
     ]
-    best = {name: _best_of(rows[rows["metric"] == name], name) for name in metrics}
+    best = {name: _best_of(rows[rows["metric"] == name]) for name in metrics}
     for model, block in rows.groupby("model", sort=False):
         kind = block["kind"].iloc[0]
         values = block.set_index("metric")
-        label = f"**{model}**" if kind == MODEL else f"{model}" if kind == FLOOR else f"*{model}*"
+        count, most = int(block["n"].max()), int(rows["n"].max())
+        part = f" ({count} of {most})" if count < most else ""
+        label = f"**{model}**{part}" if kind == MODEL else f"{model}{part}" if kind == FLOOR else f"*{model}*{part}"
         cells = [_number(values.loc[name], model in best[name]) if name in values.index else "" for name in metrics]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += ["", *(f"- {line}" for line in sentences(board, about["metric"]))]
@@ -156,10 +172,8 @@ def _section(folder: Path) -> list[str]:
     return [*lines, ""]
 
 
-def _best_of(rows: pd.DataFrame, metric: str) -> set[str]:
-    scored = rows[rows["mean"].notna() & (rows["kind"] != CEILING)]
-    turned = better(metric, scored["mean"])
-    return set(scored.loc[turned == turned.max(), "model"])
+def _best_of(rows: pd.DataFrame) -> set[str]:
+    return set(rows.loc[rows["rank"].notna() & (rows["rank"] == rows["rank"].min()), "model"])
 
 
 def _number(row: pd.Series, best: bool) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from perturbzoo.benchmark.leaderboard import leaderboard
-from perturbzoo.benchmark.words import BEGIN, END, page, sentences, write_page
+from perturbzoo.benchmark.sentences import BEGIN, END, page, sentences, write_page
 from perturbzoo.errors import PerturbZooError
 
 
@@ -30,16 +30,22 @@ def board_of(**means: float) -> pd.DataFrame:
 
 def test_a_baseline_that_wins_is_named() -> None:
     (line,) = sentences(board_of(GEARS=0.4, CPA=0.3, Ridge=0.5, TrainingMean=0.1, split_half_ceiling=0.9), "pearson_delta")
-    assert line.startswith("pearson_delta: a baseline wins, Ridge (0.525). Better than the baseline: none.")
-    assert "Worse than it: GEARS -0.1 [-0.1, -0.1], CPA -0.2 [-0.2, -0.2]." in line
+    assert line.startswith("pearson_delta: the best mean is a baseline's, Ridge (0.525). Better than every baseline: none.")
+    assert "Worse than one: GEARS (-0.1 [-0.1, -0.1] from Ridge), CPA (-0.2 [-0.2, -0.2] from Ridge)." in line
     assert "repeat of the experiment" not in line
 
 
 def test_a_model_that_wins_is_named_with_the_baseline_it_beats() -> None:
     (line,) = sentences(board_of(GEARS=0.7, CPA=0.5, Ridge=0.5, TrainingMean=0.1, split_half_ceiling=0.9), "pearson_delta")
     assert line.startswith("pearson_delta: best is GEARS (0.725), the best baseline Ridge (0.525).")
-    assert "Better than the baseline: GEARS +0.2 [0.2, 0.2]." in line
-    assert "Not to be told from it: CPA +0 [0, 0]." in line
+    assert "Better than every baseline: GEARS (+0.2 [0.2, 0.2] from Ridge)." in line
+    assert "Not to be told from one: CPA (+0 [0, 0] from Ridge)." in line
+
+
+def test_a_tie_with_a_baseline_names_it_as_equal() -> None:
+    (line,) = sentences(board_of(GEARS=0.5 + 1e-13, CPA=0.4, Ridge=0.5, split_half_ceiling=0.9), "pearson_delta")
+    assert line.startswith("pearson_delta: GEARS and Ridge share the best mean (0.525).")
+    assert "best is" not in line
 
 
 def test_a_metric_on_which_a_baseline_reaches_the_ceiling_is_said_to_tell_nothing() -> None:
