@@ -84,7 +84,7 @@ def _best_floor(floors: pd.DataFrame, metric: str) -> str:
 
 def _with_difference(row: dict[Any, Any]) -> str:
     interval = f"[{row['difference_low']:.3g}, {row['difference_high']:.3g}]"
-    return f"{row['model']} ({row['difference']:+.3g} {interval} from {row['decisive_floor']})"
+    return f"{row['model']} ({row['difference']:+.3g} {interval} from {row['decisive_floor']}, p {row['p']:.2g})"
 
 
 def _saturation(rows: pd.DataFrame, floor: pd.Series, metric: str) -> str:

@@ -176,7 +176,7 @@ def format_table(summary: pd.DataFrame, width: int = 120, metrics: Mapping[str, 
 
     Returns
     -------
-    The text. Cells say ``mean [low, high]``, or the mean alone where there is no interval. ``(5)`` after a model's name says
+    The text. Cells say ``mean [low, high]``, or the mean alone where there is no interval. ``(5 of 8)`` after a model's name says
     that it was scored on 5 conditions, where that is not all of the block's. An empty category is one line that says ``-``.
     """
     columns = [_Column(str(name), rows, metrics[str(name)]) for name, rows in summary.groupby("metric", sort=False)]
@@ -233,7 +233,7 @@ def _block(category: str, rows: pd.DataFrame) -> tuple[str, dict[tuple[str, str]
     if n.max() == 0:
         return f"{category}  -", {}
     title = f"{category} ({n.max()} condition{'s' if n.max() > 1 else ''})"
-    return title, {(str(m), category): f"  {m}" + (f" ({k})" if k < n.max() else "") for m, k in n.items()}
+    return title, {(str(m), category): f"  {m}" + (f" ({k} of {n.max()})" if k < n.max() else "") for m, k in n.items()}
 
 
 def _line(label: str, cells: Iterable[str], margin: int, panel: Sequence[_Column]) -> str:

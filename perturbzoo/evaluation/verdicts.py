@@ -105,7 +105,7 @@ def _signs(n: int, seed: int) -> NDArray[np.float64]:
         bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
     else:
         bits = np.random.default_rng([seed, n]).integers(0, 2, (_FLIPS, n))
-    return 2.0 * bits - 1
+    return np.asarray(2.0 * bits - 1, dtype=np.float64)
 
 
 def _swapped(scores: pd.DataFrame) -> pd.DataFrame:
@@ -118,7 +118,9 @@ def _differences(model: pd.DataFrame, floor: pd.DataFrame, n_bootstrap: int, see
     one, other = (table.assign(**{key: table[key].astype(str) for key in keys}) for table in (model, floor))
     # one category: the categories' own intervals are not asked for here
     table = paired_difference(one.assign(category="any"), other.assign(category="any"), n_bootstrap=n_bootstrap, seed=seed)
-    table = table[(table["category"] == ALL) & [FILE_METRICS[name] is not None for name in table["metric"]]]
+    table = table[
+        (table["category"] == ALL) & table["metric"].isin([name for name, higher in FILE_METRICS.items() if higher is not None])
+    ]
     metrics = list(table["metric"])
     a, b = (side.set_index(keys).reindex(columns=metrics).astype(float) for side in (one, other))
     both = (a - b).sort_index()

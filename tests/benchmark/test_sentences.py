@@ -31,15 +31,15 @@ def board_of(**means: float) -> pd.DataFrame:
 def test_a_baseline_that_wins_is_named() -> None:
     (line,) = sentences(board_of(GEARS=0.4, CPA=0.3, Ridge=0.5, TrainingMean=0.1, split_half_ceiling=0.9), "pearson_delta")
     assert line.startswith("pearson_delta: the best mean is a baseline's, Ridge (0.525). Better than every baseline: none.")
-    assert "Worse than one: GEARS (-0.1 [-0.1, -0.1] from Ridge), CPA (-0.2 [-0.2, -0.2] from Ridge)." in line
+    assert "Worse than one: GEARS (-0.1 [-0.1, -0.1] from Ridge, p 0.031), CPA (-0.2 [-0.2, -0.2] from Ridge, p 0.031)." in line
     assert "repeat of the experiment" not in line
 
 
 def test_a_model_that_wins_is_named_with_the_baseline_it_beats() -> None:
     (line,) = sentences(board_of(GEARS=0.7, CPA=0.5, Ridge=0.5, TrainingMean=0.1, split_half_ceiling=0.9), "pearson_delta")
     assert line.startswith("pearson_delta: best is GEARS (0.725), the best baseline Ridge (0.525).")
-    assert "Better than every baseline: GEARS (+0.2 [0.2, 0.2] from Ridge)." in line
-    assert "Not to be told from one: CPA (+0 [0, 0] from Ridge)." in line
+    assert "Better than every baseline: GEARS (+0.2 [0.2, 0.2] from Ridge, p 0.031)." in line
+    assert "Not to be told from one: CPA (+0 [0, 0] from Ridge, p 1)." in line
 
 
 def test_a_tie_with_a_baseline_names_it_as_equal() -> None:

@@ -101,7 +101,7 @@ def test_a_model_that_leaves_conditions_out_says_how_many_it_has() -> None:
         assert row["n"] == 6
         assert row["mean"] == pytest.approx(values[14:].mean())
         assert row["low"] < row["mean"] < row["high"]
-    assert "  nan (6) " in format_table(summary)
+    assert "  nan (6 of " in format_table(summary)
     assert "  full  " in format_table(summary)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from perturbzoo.evaluation.table import FILE_METRICS
 from perturbzoo.evaluation.verdicts import BEATS, TIES, UNKNOWN, compare_with_floors, sign_flip_p
 
 
@@ -30,11 +31,15 @@ def test_drawn_signs_agree_with_the_test_of_normal_differences() -> None:
 
 
 def test_chance_alone_makes_a_verdict_once_in_twenty_times_at_the_most() -> None:
-    random, false, trials = np.random.default_rng(0), 0, 400
-    for _ in range(trials):
-        difference = random.normal(size=7)
-        (row,) = compare_with_floors(scores(difference), {"F": scores(np.zeros(7))}, n_bootstrap=200).to_dict("records")
-        false += row["verdict"] != TIES
+    random, verdicts = np.random.default_rng(0), []
+    metrics = [name for name, higher in FILE_METRICS.items() if higher is not None]
+    labels = scores(np.zeros(7)).drop(columns="pearson_delta")
+    while len(verdicts) < 1000:
+        model, floor = (
+            labels.assign(**dict(zip(metrics, random.normal(size=(len(metrics), 7)), strict=True))) for _ in range(2)
+        )
+        verdicts += list(compare_with_floors(model, {"F": floor}, seed=len(verdicts))["verdict"])
+    false, trials = sum(verdict != TIES for verdict in verdicts), len(verdicts)
     # 5 % and two standard errors
     assert false / trials < 0.05 + 2 * np.sqrt(0.05 * 0.95 / trials)
 
