@@ -186,6 +186,7 @@ def _log_to_wandb(experiment: Experiment, output: Path, board: pd.DataFrame, mod
         project="perturbzoo", name=experiment.name, job_type="benchmark", dir=output, mode=mode, settings=settings
     ) as run:
         run.log({"leaderboard": wandb.Table(dataframe=board.astype(object).where(board.notna(), None))})
+    wandb.teardown()  # or the next run of this process, if there is one, would take over these settings
     print(f"Weights & Biases: {run.dir}" if mode == "offline" else f"Weights & Biases: {run.url}")
 
 
