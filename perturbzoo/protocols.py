@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 Protocol = Literal["vcc2026", "full", "calibrated"]
-PROTOCOLS: tuple[Protocol, ...] = ("vcc2026", "full", "calibrated")
 
 _OVERALL = ("split-half ceiling", "replicate")  # ceilings that are one number over all conditions
 RESCALED = "prediction, rescaled"

@@ -310,29 +310,5 @@ def assign_halves(pair: ArrayLike, seed: int) -> NDArray[np.int64]:
     return half
 
 
-def split_half(pseudobulks: Pseudobulks, halves: GroupMoments) -> Pseudobulks:
-    """The ceiling: one random half of a pair's cells as the prediction of the other half.
-
-    Both sides carry the noise of half the cells (and the same control mean), so its scores are those of a repeat of the
-    experiment at half its size; :func:`perturbzoo.evaluation.table.at_full_size` takes them to the whole. A model without
-    noise of its own can come out somewhat above either.
-
-    Parameters
-    ----------
-    pseudobulks
-        Of the P pairs that had cells.
-    halves
-        Moments of ``2 * pair + half`` (:func:`assign_halves`).
-
-    Returns
-    -------
-    The same rows. A pair with a single cell has no halves: NaN in all genes, which scores as NaN.
-    """
-    first, second = 2 * pseudobulks.pair, 2 * pseudobulks.pair + 1
-    whole = (halves.count[first] > 0) & (halves.count[second] > 0)
-    ceiling = pseudobulks.with_prediction(np.where(whole[:, None], halves.mean[first], np.nan))
-    return replace(ceiling, observed=np.where(whole[:, None], halves.mean[second], np.nan))
-
-
 def _numpy(state: Tensor) -> NDArray[Any]:
     return state.detach().cpu().numpy()

@@ -127,7 +127,7 @@ def score_conditions(
     Parameters
     ----------
     pseudobulks
-        P rows: a model's, or another prediction for the same cells (``with_prediction``, ``split_half``).
+        P rows: a model's, or another prediction for the same cells (``with_prediction``).
     conditions, contexts, categories
         Condition, context and split category of each of the P rows.
     reference
@@ -185,7 +185,7 @@ def at_full_size(halves: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     halves
-        Scores of one half as the prediction of the other (:func:`perturbzoo.evaluation.pseudobulk.split_half`).
+        Scores of one half as the prediction of the other (:mod:`perturbzoo.evaluation.ceilings`).
     """
     scores = halves.copy()
     for name in CORRELATIONS:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from perturbzoo.evaluation.metrics import mse, pearson_delta
 from perturbzoo.evaluation.pseudobulk import (
     GroupMoments,
     GroupSums,
@@ -16,7 +15,6 @@ from perturbzoo.evaluation.pseudobulk import (
     PseudobulkSums,
     assign_halves,
     de_sets,
-    split_half,
 )
 
 CONTROL = np.array([[0.5, 1.0, 0.0, 2.0], [1.5, 0.0, 1.0, 2.5]])
@@ -177,36 +175,3 @@ def test_halves_are_balanced_random_and_seeded() -> None:
     np.testing.assert_array_equal(ones, size // 2)
     np.testing.assert_array_equal(half, assign_halves(pair, seed=3))
     assert 0.4 < np.mean(half != assign_halves(pair, seed=4)) < 0.6
-
-
-def _halves(pair: np.ndarray, observed: np.ndarray, n_pairs: int, seed: int = 0) -> tuple[Pseudobulks, GroupMoments]:
-    cells = torch.from_numpy(observed.astype(np.float32))
-    sums = PseudobulkSums(np.zeros((1, observed.shape[1])), np.zeros(n_pairs, dtype=int))
-    sums.update(torch.from_numpy(pair), cells, cells, cells)
-    groups = GroupSums(2 * n_pairs, observed.shape[1])
-    groups.update(torch.from_numpy(2 * pair + assign_halves(pair, seed)), cells)
-    return sums.compute(), groups.compute()
-
-
-def test_ceiling_of_data_without_noise_is_one() -> None:
-    random = np.random.default_rng(0)
-    pair = np.array([1, 0, 1, 0, 0, 1, 1])
-    ceiling = split_half(*_halves(pair, random.normal(size=(2, 30))[pair], n_pairs=2))
-    np.testing.assert_allclose(pearson_delta(ceiling.predicted, ceiling.observed, ceiling.control), 1.0)
-    np.testing.assert_allclose(mse(ceiling.predicted, ceiling.observed), 0.0, atol=1e-12)
-
-
-def test_ceiling_of_noise_is_the_variance_of_two_half_means() -> None:
-    # Var(mean of n/2 cells - mean of the other n/2) = 4 sigma^2 / n.
-    random = np.random.default_rng(0)
-    pair, sigma, n = np.repeat(np.arange(20), 16), 0.5, 16
-    ceiling = split_half(*_halves(pair, random.normal(1.0, sigma, size=(len(pair), 500)), n_pairs=20))
-    assert mse(ceiling.predicted, ceiling.observed).mean() == pytest.approx(4 * sigma**2 / n, rel=0.05)
-
-
-def test_a_single_cell_has_no_ceiling() -> None:
-    pair = np.array([0, 2, 2])
-    ceiling = split_half(*_halves(pair, np.random.default_rng(0).normal(size=(3, 5)), n_pairs=3))
-    np.testing.assert_array_equal(ceiling.pair, [0, 2])
-    assert np.isnan(ceiling.predicted[0]).all()
-    assert np.isfinite(ceiling.predicted[1]).all()
