@@ -167,7 +167,7 @@ def summarise(experiment: Experiment, output: Path, failed: Sequence[Outcome], a
     if finished:
         from perturbzoo.report import write_report
 
-        write_report(output, output / "report.html")
+        print(f"report: {write_report(output, output / 'report.html')}")
     return board
 
 

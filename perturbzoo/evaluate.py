@@ -377,6 +377,12 @@ def _check_predictions(comparison: Comparison, predicted: GroupMoments, rows: Se
             f"{where}: {_listed(rows, constant)}: predicted without any difference between genes in the change from control: the "
             "correlation is 0 by definition, and flagged in the column pearson_delta_undefined"
         )
+    flat = metrics.is_constant(profile) & ~empty
+    if flat.any():
+        _warn(
+            f"{where}: {_listed(rows, flat)}: predicted as one value in every gene: the correlation of the profile is 0 by definition, "
+            "and flagged in the column pearson_undefined; changes from control are then those of the control alone"
+        )
     for context in np.unique(comparison.context):
         mine = profile[comparison.context == context]
         if len(mine) > 1 and np.ptp(mine, axis=0).max() <= metrics.CONSTANT:

@@ -63,6 +63,9 @@ def common_scale(
     """
     surveys = {name: survey(file.select(genes)) for name, file in files.items()}
     spaces = {name: _space(files[name], found, wanted[name], name) for name, found in surveys.items()}
+    guess = surveys["predicted"].found if "predicted" in surveys else None
+    if guess is not None and wanted["predicted"] is None and guess.smallest == guess.largest:
+        spaces["predicted"] = spaces["observed"]  # one value everywhere is of either kind
     counts = [name for name, space in spaces.items() if space == "counts"]
     logged = [name for name, space in spaces.items() if space == "log1p"]
     if counts and logged:

@@ -172,6 +172,11 @@ def score(
     _check(predicted, observed, names, profile, input_type)
     settings = config(profile, input_type=input_type, own_controls=own_controls)
     mapped = target_gene_map(targets, list(observed.var_names))
+    if set(mapped.values()) >= set(observed.var_names):
+        raise PerturbZooError(
+            f"every measured gene is a target here, and the retrieval of {profile} leaves the targets of all conditions out: no gene is "
+            "left; use native, which leaves out a condition's own"
+        )
     settings = replace(settings, target_gene_map=mapped)
     genes = set(observed.var_names)
     further = {name: [target for target in targets[name] if target in genes and target != mapped[name]] for name in names}

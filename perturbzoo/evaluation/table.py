@@ -138,7 +138,7 @@ def score_conditions(
     Returns
     -------
     One row per row of `pseudobulks`: condition, context, category, n_cells, the columns of :data:`METRICS`, and
-    `pearson_delta_undefined`, `pearson_delta_perturbed_reference_undefined`: a change was constant over genes, so that
+    `pearson_undefined`, `pearson_delta_undefined`, `pearson_delta_perturbed_reference_undefined`: a profile, or a change, was constant over genes, so that
     the correlation is 0 by definition. A row whose prediction is NaN in every gene was not predicted: its metrics are
     NaN.
 
@@ -171,6 +171,7 @@ def score_conditions(
         f"{name}_undefined": metrics.is_constant(predicted - origin) | metrics.is_constant(observed - origin)
         for name, origin in (("pearson_delta", control), ("pearson_delta_perturbed_reference", reference))
     }
+    undefined["pearson_undefined"] = metrics.is_constant(predicted) | metrics.is_constant(observed)
     return pd.DataFrame({**labels, "n_cells": pseudobulks.count, **scores, **undefined})
 
 
