@@ -156,6 +156,14 @@ def test_own_controls(predicted: Any, observed: Any) -> None:
     own, shared = (evaluate_by(whole, observed, "full", reference=kind) for kind in ("own", "shared"))  # type: ignore[arg-type]
     # they are the same cells
     np.testing.assert_allclose(own.table["delta_pearson"], shared.table["delta_pearson"], atol=1e-9)
+    moved = whole.copy()
+    control = (moved.obs["perturbation"] == "control").to_numpy()
+    values = moved.X.toarray()
+    values[control, :10] += 3
+    moved.X = sparse.csr_matrix(values)
+    own, still = (evaluate_by(moved, observed, "full", reference=kind) for kind in ("own", "shared"))  # type: ignore[arg-type]
+    np.testing.assert_allclose(still.table["delta_pearson"], shared.table["delta_pearson"], atol=1e-9)
+    assert (own.table["delta_pearson"] < shared.table["delta_pearson"] - 0.05).all()
 
 
 def test_which_metrics_can_tell(predicted: Any, observed: Any) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from perturbzoo.benchmark.experiment import Experiment, read_experiment
 from perturbzoo.benchmark.stand_ins import STAND_INS
+from perturbzoo.cli import main
 from perturbzoo.data.datamodule import PerturbSeqDataModule
 from perturbzoo.models import MODELS
 
@@ -120,3 +124,30 @@ def test_a_cell_line_is_known_by_its_controls_only(monkeypatch: pytest.MonkeyPat
         assert held_out not in {row["context"] for part in ("train", "val") for row in data.describe_pairs(data.pairs_of(part))}  # type: ignore[arg-type]
         assert data.spec is not None
         assert len(data.index.controls_by_context[data.spec.contexts.index((held_out,))]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_STAND_IN)
+def test_from_one_end_to_the_other(name: str, tmp_path: Path) -> None:
+    """One model, one split, one epoch on the stand-in, real where it is here: trained, tested, compared, reported."""
+    (tmp_path / "quick.yaml").write_text("trainer: {max_epochs: 1, accelerator: cpu}\n")
+    experiment = read_experiment(FOLDER / f"{name}.yaml", "always")
+    part = ["--models", experiment.models[0], "--splits", experiment.splits[0], "--seeds", str(experiment.seeds[0])]
+    told = [
+        "--stand_in",
+        "always",
+        "--override",
+        str(tmp_path / "quick.yaml"),
+        "--output",
+        str(tmp_path / "out"),
+        "--threads",
+        "1",
+    ]
+    main(["benchmark", "--config", str(FOLDER / f"{name}.yaml"), *part, *told])
+    about = json.loads((tmp_path / "out/benchmark.json").read_text())
+    assert about["stand_in"]
+    assert (about["finished"], about["failed"]) == (1, [])
+    board = pd.read_csv(tmp_path / "out/leaderboard.csv")
+    assert set(board["kind"]) == {"model", "floor", "ceiling"}
+    assert np.isfinite(board.loc[(board["category"] == "all") & (board["metric"] == experiment.metric), "mean"]).all()
+    assert (tmp_path / "out/report.html").stat().st_size > 100_000
